@@ -1,0 +1,86 @@
+"""``meinst predict``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meinst.cli.arguments import parse_arguments
+
+if TYPE_CHECKING:
+    from meinst.engine.predict import ImageResult
+
+EXAMPLES = """
+meinst predict holiday.jpg
+meinst predict slides/ 'more/**/*.tif' --model nuclei --output found
+meinst predict holiday.jpg --model runs/mine/best.safetensors --score-threshold 0.5
+"""
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Segment images.
+
+    For each image an overlay (JPEG, named after the image) is written to the output folder, and
+    for all of them predictions.json (COCO results, masks as RLE in the size of the original) and
+    images.json (which image_id is which file, which category_id is which class; pycocotools:
+    COCO("images.json").loadRes("predictions.json")).
+
+    Attributes:
+        sources: image files, folders (the images directly in them) or glob patterns in quotes.
+        model: a shipped model's name (see meinst models) or a model file.
+        output: folder of the results; made if it is not there.
+        score_threshold: smallest score of a detection, 0 to 1; by default the model's own.
+        max_detections: most detections of an image; by default the model's own.
+        device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
+    """
+
+    sources: list[str]
+    model: str = "photos"
+    output: Path = Path("predictions")
+    score_threshold: float | None = None
+    max_detections: int | None = None
+    device: str = "auto"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    options = parse_arguments(PredictArguments, arguments, "predict", EXAMPLES, "sources")
+
+    from meinst.cli.device import find_device
+    from meinst.data.images import find_images
+    from meinst.engine.checkpoint import load_model
+    from meinst.engine.predict import RESULTS, check_folder, predict_files
+
+    sources = find_images(options.sources)
+    check_folder(options.output)
+    model = load_model(options.model).to(find_device(options.device))
+    outcomes = predict_files(
+        model,
+        sources,
+        options.output,
+        score_threshold=options.score_threshold,
+        max_detections=options.max_detections,
+        on_image=print_result,
+    )
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    done = len(outcomes) - len(failed)
+    if done:
+        print(f"{done} of {len(outcomes)} images: {options.output / RESULTS}")
+    for outcome in failed:
+        print("error:", outcome.error, file=sys.stderr)
+    if not failed:
+        return 0
+    return 1 if done else 2
+
+
+def print_result(result: ImageResult) -> None:
+    """Print the summary line of an image; failures are told at the end."""
+    if result.error is not None:
+        return
+    found = ", ".join(f"{count} {name}" for name, count in result.counts.items())
+    took = f"{result.milliseconds:.0f} ms"
+    print(f"{result.source}: {found or 'nothing found'} ({took}) -> {result.overlay}", flush=True)

@@ -1,0 +1,56 @@
+"""The logit that stands for a binary pixel in the "sigmoid" variant of mask encoding.
+
+The published code draws ``v = max(0.05 u, 0.01)`` for each pixel, ``u`` uniform in [0, 1), and
+takes ``log((1 - v) / v)`` inside and its negative outside. This project takes the expectation,
+unless told to draw.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TOP = 0.05
+_BOTTOM = 0.01
+
+
+def _moments() -> tuple[float, float]:
+    """Mean and variance of an inside pixel's logit.
+
+    The mass at the lower clip is ``bottom / top``; over the rest the density is ``1 / top``,
+    and the integrand is so smooth that 40 Gauss-Legendre points reach double precision.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    half = (_TOP - _BOTTOM) / 2
+    v = _BOTTOM + half * (nodes + 1)
+    logit = np.log((1 - v) / v)
+    at_bottom = math.log((1 - _BOTTOM) / _BOTTOM)
+    share, density = _BOTTOM / _TOP, 1 / _TOP
+    mean = share * at_bottom + density * half * float(weights @ logit)
+    square = share * at_bottom**2 + density * half * float(weights @ logit**2)
+    return mean, square - mean**2
+
+
+LOGIT, LOGIT_VARIANCE = _moments()
+"""``L`` and ``sigma^2``: mean and variance of an inside pixel's logit."""
+
+
+def clipped_logits(inside: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Turn binary pixels into logits.
+
+    Args:
+        inside: bool, any shape.
+        generator: draws each logit, on the same device; without it all are ``+L`` or ``-L``.
+
+    Returns:
+        float32 of the same shape.
+    """
+    signs = 2 * inside.float() - 1
+    if generator is None:
+        return signs * LOGIT
+    draws = torch.rand(inside.shape, generator=generator, device=inside.device)
+    v = (_TOP * draws).clamp(min=_BOTTOM)
+    return signs * torch.log((1 - v) / v)

@@ -1,0 +1,1 @@
+"""Images and annotations, and what training makes of them."""

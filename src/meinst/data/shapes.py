@@ -1,0 +1,230 @@
+"""Instances of an image in their compact forms: polygons, and run lengths inside their box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meinst.ops.rasterize import rasterize_polygons, sample_bitmaps
+
+Floats: TypeAlias = NDArray[np.float64]
+Polygons: TypeAlias = "tuple[Floats, ...]"
+"""Parts of one instance, each flat ``x0 y0 x1 y1 ...`` in pixels of the original image."""
+Window: TypeAlias = "tuple[float, float, float, float]"
+
+
+@dataclass(frozen=True, eq=False)
+class Bitmap:
+    """A mask of run lengths, kept for the columns of its tight box and decoded when asked.
+
+    Attributes:
+        box: tight ``x1 y1 x2 y2`` of the mask in whole pixels of the image (ends excluded).
+        image_size: height and width of the image.
+        counts: ``(n,)`` int32 lengths of alternating runs of 0 and 1, going down the columns
+            ``x1`` to ``x2`` of the image one after another.
+        area: pixels of the mask.
+    """
+
+    box: tuple[int, int, int, int]
+    image_size: tuple[int, int]
+    counts: NDArray[np.int32]
+    area: int
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """Column and row of the bitmap's first pixel in the image."""
+        return self.box[0], self.box[1]
+
+    def array(self) -> NDArray[np.uint8]:
+        """The mask inside its box, ``(h, w)`` uint8 of 0 and 1."""
+        x1, y1, x2, y2 = self.box
+        values = np.zeros(len(self.counts), dtype=np.uint8)
+        values[1::2] = 1
+        columns = np.repeat(values, self.counts).reshape(x2 - x1, -1)  # (w, H)
+        return np.ascontiguousarray(columns[:, y1:y2].T)  # (h, w)
+
+
+Shape: TypeAlias = "Polygons | Bitmap"
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """What an annotation file says of one image, in pixels of the original image.
+
+    Attributes:
+        boxes: ``(G, 4)`` float64, ``x1 y1 x2 y2``, within the image.
+        labels: ``(G,)`` int64, indices into the class names.
+        shapes: the ``G`` masks.
+        crowd: ``(G,)`` bool, regions of many objects: no training example.
+    """
+
+    boxes: Floats
+    labels: NDArray[np.int64]
+    shapes: tuple[Shape, ...]
+    crowd: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def select(self, index: NDArray[np.int64]) -> Instances:
+        """The instances of the given indices, in that order."""
+        shapes = tuple(self.shapes[i] for i in index)
+        return Instances(self.boxes[index], self.labels[index], shapes, self.crowd[index])
+
+    def masks(self, size: int) -> NDArray[np.uint8]:
+        """Each mask cropped by its own box to ``size x size`` (METHOD 1): ``(G, S, S)`` uint8."""
+        masks = np.zeros((len(self), size, size), dtype=np.uint8)
+        outlines = [i for i, shape in enumerate(self.shapes) if not isinstance(shape, Bitmap)]
+        if outlines:
+            polygons = [shape for shape in self.shapes if not isinstance(shape, Bitmap)]
+            masks[outlines] = rasterize_polygons(polygons, self.boxes[outlines], size)
+        filled = [i for i, shape in enumerate(self.shapes) if isinstance(shape, Bitmap)]
+        if filled:
+            bitmaps = [shape for shape in self.shapes if isinstance(shape, Bitmap)]
+            offsets = np.array([bitmap.offset for bitmap in bitmaps])  # (G, 2)
+            arrays = [bitmap.array() for bitmap in bitmaps]
+            sizes = np.array([bitmap.image_size for bitmap in bitmaps])  # (G, 2)
+            masks[filled] = sample_bitmaps(arrays, offsets, self.boxes[filled], size, sizes)
+        return masks
+
+
+def read_counts(text: str) -> NDArray[np.int64]:
+    """Run lengths of COCO's compressed RLE string.
+
+    A character carries 5 bits, the lowest first, and a flag (32) that more follow; bit 16 of a
+    number's last character is its sign; from the fourth number on each is a difference to the one
+    before the previous. (The format of pycocotools' ``rleToString``.)
+
+    Raises:
+        ValueError: for characters outside the format, or a string that ends within a number.
+    """
+    raw = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) - 48
+    if raw.size == 0 or raw.min() < 0 or raw.max() > 63 or raw[-1] & 32:
+        raise ValueError("the RLE string is broken")
+    ends = np.flatnonzero((raw & 32) == 0)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > 8:  # 40 bits: no image is that large
+        raise ValueError("the RLE string is broken")
+    place = np.arange(len(raw)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((raw & 31) << (5 * place), starts)
+    values -= np.where(raw[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def bitmap_from_counts(counts: NDArray[np.int64], height: int, width: int) -> Bitmap | None:
+    """Keep of an image's run lengths the columns that hold the mask; None for an empty mask.
+
+    Raises:
+        ValueError: if a run is negative or the runs do not fill the image exactly.
+    """
+    pixels = height * width
+    ends = np.cumsum(counts)
+    # The greatest is looked at because a sum of absurd numbers may wrap around.
+    if len(counts) == 0 or counts.min() < 0 or counts.max() > pixels or ends[-1] != pixels:
+        raise ValueError("the RLE's counts do not fill its image")
+    runs = 2 * np.flatnonzero(counts[1::2]) + 1  # runs of 1 that are not empty
+    if len(runs) == 0:
+        return None
+    first, last = ends[runs - 1], ends[runs] - 1  # pixels, counted down the columns
+    x1, x2 = int(first[0]) // height, int(last[-1]) // height + 1
+    if (first // height != last // height).any():  # a run passes from one column to the next
+        y1, y2 = 0, height
+    else:
+        y1, y2 = int((first % height).min()), int((last % height).max()) + 1
+    kept = np.empty(int(runs[-1] - runs[0]) + 3, dtype=np.int32)
+    kept[0] = first[0] - x1 * height
+    kept[1:-1] = counts[runs[0] : runs[-1] + 1]
+    kept[-1] = x2 * height - 1 - last[-1]
+    return Bitmap((x1, y1, x2, y2), (height, width), kept, int(counts[1::2].sum()))
+
+
+def is_flat(part: Floats) -> bool:
+    """Whether all points of a polygon lie on one line, exactly."""
+    x, y = part[0::2] - part[0], part[1::2] - part[1]
+    farthest = int(np.argmax(np.abs(x) + np.abs(y)))
+    return not bool((x * y[farthest] - y * x[farthest]).any())
+
+
+def polygon_area(polygons: Polygons) -> float:
+    """Sum of the parts' areas (shoelace formula), in square pixels; overlaps count twice."""
+    total = 0.0
+    for part in polygons:
+        x, y = part[0::2], part[1::2]
+        # Around the first point: no digits are lost to large coordinates.
+        x, y = x - x[0], y - y[0]
+        total += abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
+    return total
+
+
+def shape_bounds(shape: Shape) -> Window:
+    """Tight ``x1 y1 x2 y2`` of a mask in pixels."""
+    if isinstance(shape, Bitmap):
+        x1, y1, x2, y2 = shape.box
+        return float(x1), float(y1), float(x2), float(y2)
+    points = np.concatenate(shape).reshape(-1, 2)
+    low, high = points.min(0), points.max(0)
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def clip_polygons(polygons: Sequence[Polygons], window: Window) -> list[Polygons]:
+    """Cut polygons to a window (Sutherland and Hodgman 1974), all parts at once.
+
+    Args:
+        polygons: any number of instances' parts.
+        window: ``x1 y1 x2 y2`` in the same pixels.
+
+    Returns:
+        For each instance its parts within the window; parts that lie outside are left out.
+        Pieces of one part stay joined by edges of no area on the window's border.
+    """
+    parts = [part for instance in polygons for part in instance]
+    if not parts:
+        return [() for _ in polygons]
+    points = np.concatenate(parts).reshape(-1, 2)
+    part_of = np.repeat(np.arange(len(parts)), [len(part) // 2 for part in parts])
+    for axis, bound, side in (
+        (0, window[0], 1),
+        (1, window[1], 1),
+        (0, window[2], -1),
+        (1, window[3], -1),
+    ):
+        points, part_of = _clip_half_plane(points, part_of, axis, bound, side)
+    sizes = np.bincount(part_of, minlength=len(parts))
+    pieces = iter(np.split(points.reshape(-1), np.cumsum(2 * sizes)[:-1]))
+    return [
+        tuple(piece for piece in [next(pieces) for _ in instance] if piece.size >= 6)
+        for instance in polygons
+    ]
+
+
+def _clip_half_plane(
+    points: Floats, part_of: NDArray[np.int64], axis: int, bound: float, side: int
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Keep of closed outlines what has ``side * (coordinate - bound) >= 0``."""
+    n = len(points)
+    if n == 0:
+        return points, part_of
+    first = np.flatnonzero(np.diff(part_of, prepend=-1))  # where the parts begin
+    following = np.arange(1, n + 1)
+    following[np.append(first[1:], n) - 1] = first  # the last point of a part leads to its first
+    depth = side * (points[:, axis] - bound)
+    inside = depth >= 0
+    crossing = inside != inside[following]
+    # Each point yields itself if inside, then the crossing on the edge to the following one.
+    counts = inside.astype(np.int64) + crossing
+    place = np.cumsum(counts) - counts
+    result = np.empty((int(counts.sum()), 2))
+    result[place[inside]] = points[inside]
+    start, end = points[crossing], points[following[crossing]]
+    share = depth[crossing] / (depth[crossing] - depth[following[crossing]])
+    cut = start + share[:, None] * (end - start)
+    cut[:, axis] = bound
+    result[(place + inside)[crossing]] = cut
+    return result, np.repeat(part_of, counts)

@@ -1,0 +1,148 @@
+"""What training minimises; pure functions of the network's outputs and the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meinst.codecs import Codec
+from meinst.detector.assign import BACKGROUND, assign_points
+from meinst.ops.boxes import boxes_to_distances, centerness, giou_of_distances
+from meinst.types import HeadOutputs, Target
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Weights of the losses and the rules of assignment.
+
+    Attributes:
+        center_radius: half-side of the centre region whose points are positive, in strides.
+        focal_alpha: weight of the positives in the focal loss.
+        focal_gamma: focusing exponent of the focal loss.
+        giou_smooth: added to the areas of the GIoU; the published system has 1.
+        box_weight: weight of the box loss.
+        code_weight: weight of the squared error between codes.
+        pixel_weight: weight of the binary cross-entropy on decoded masks.
+        dice_weight: weight of the Dice loss on decoded masks.
+    """
+
+    center_radius: float = 1.5
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    giou_smooth: float = 0.0
+    box_weight: float = 1.0
+    code_weight: float = 1.0
+    pixel_weight: float = 0.0
+    dice_weight: float = 0.0
+
+
+def level_ranges(strides: Tensor, level_sizes: Sequence[int], limits: Sequence[float]) -> Tensor:
+    """Allowed distances of each point: ``(P, 2)`` from the limits between the levels.
+
+    The first level starts at -1, the last is open (METHOD 3). ``limits`` holds one number
+    fewer than there are levels.
+    """
+    edges = torch.tensor([-1.0, *limits, torch.inf], device=strides.device)
+    counts = torch.tensor(level_sizes, device=strides.device)
+    return torch.stack((edges[:-1], edges[1:]), dim=1).repeat_interleave(counts, dim=0)
+
+
+def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """One minus the Dice coefficient with squared sums (V-Net), for each mask.
+
+    Args:
+        logits: ``(N, D)``.
+        masks: ``(N, D)`` of 0 and 1.
+
+    Returns:
+        ``(N,)`` in 0..1.
+    """
+    soft = logits.sigmoid()
+    overlap = 2 * (soft * masks).sum(-1) + 1
+    return 1 - overlap / (soft.square().sum(-1) + masks.sum(-1) + 1)
+
+
+def compute_losses(
+    outputs: HeadOutputs,
+    targets: Sequence[Target],
+    codec: Codec,
+    limits: Sequence[float],
+    options: LossOptions,
+    mean_over_processes: Callable[[Tensor], Tensor] = lambda value: value,
+) -> dict[str, Tensor]:
+    """The losses of a batch (METHOD 4); their sum is what training minimises.
+
+    Args:
+        outputs: what the network said, ``B`` images.
+        targets: the instances of each image, in the input's pixels.
+        codec: encodes the targets' masks and decodes predicted codes.
+        limits: largest distances of all levels but the last.
+        options: weights and rules.
+        mean_over_processes: averages the two normalisers, a ``(2,)`` tensor, over the
+            processes of a distributed run, so that ``n`` processes give the losses of one
+            with the whole batch.
+
+    Returns:
+        Scalars under ``class``, ``box``, ``centerness`` and, where their weight is not 0,
+        ``code``, ``pixel`` and ``dice``.
+    """
+    points, strides = outputs.points, outputs.strides
+    ranges = level_ranges(strides, outputs.level_sizes, limits)
+    gt_index = torch.stack(
+        [assign_points(points, strides, ranges, t.boxes, options.center_radius) for t in targets]
+    )  # (B, P), indices into the image's own instances
+    positive = gt_index != BACKGROUND
+    image, point = positive.nonzero(as_tuple=True)  # (N,) each
+    first = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=points.device)
+    instance = gt_index[positive] + first.cumsum(0)[image]  # (N,), indices into all instances
+
+    labels = torch.cat([t.labels for t in targets])[instance]
+    boxes = torch.cat([t.boxes for t in targets])[instance]
+    masks = torch.cat([t.masks for t in targets])
+    distances = boxes_to_distances(points[point], boxes) / strides[point, None]  # (N, 4)
+    weight = centerness(distances)  # (N,)
+
+    normalisers = mean_over_processes(torch.stack((positive.sum().float(), weight.sum().float())))
+    n_pos, c_sum = normalisers[0].clamp(min=1.0), normalisers[1].clamp(min=1e-6)
+
+    class_targets = torch.zeros_like(outputs.logits)
+    class_targets[image, point, labels] = 1.0
+    losses = {
+        "class": _focal_loss(outputs.logits, class_targets, options) / n_pos,
+        "centerness": F.binary_cross_entropy_with_logits(
+            outputs.centerness[positive], weight, reduction="sum"
+        )
+        / n_pos,
+    }
+    giou = giou_of_distances(outputs.boxes[positive], distances, options.giou_smooth)
+    losses["box"] = options.box_weight * ((1 - giou) * weight).sum() / c_sum
+
+    codes = outputs.codes[positive]  # (N, K)
+    if options.code_weight:
+        error = (codes - codec.transform(masks)[instance]).square().sum(-1)
+        scale = (c_sum * codes.shape[1]).clamp(min=1.0)
+        losses["code"] = options.code_weight * (error * weight).sum() / scale
+    if options.pixel_weight or options.dice_weight:
+        decoded = codec.inverse_logits(codes).flatten(1)  # (N, D)
+        wanted = masks.flatten(1)[instance].to(decoded.dtype)
+        if options.pixel_weight:
+            entropy = F.binary_cross_entropy_with_logits(decoded, wanted, reduction="none").sum(-1)
+            scale = (c_sum * decoded.shape[1]).clamp(min=1.0)
+            losses["pixel"] = options.pixel_weight * (entropy * weight).sum() / scale
+        if options.dice_weight:
+            dice = dice_loss(decoded, wanted)
+            losses["dice"] = options.dice_weight * (dice * weight).sum() / c_sum
+    return losses
+
+
+def _focal_loss(logits: Tensor, targets: Tensor, options: LossOptions) -> Tensor:
+    from torchvision.ops import sigmoid_focal_loss
+
+    loss: Tensor = sigmoid_focal_loss(
+        logits, targets, alpha=options.focal_alpha, gamma=options.focal_gamma, reduction="sum"
+    )
+    return loss

@@ -1,0 +1,215 @@
+"""MEInst: read this first. An image's whole way, from pixels to compact detections.
+
+``predict`` resizes an image, ``forward`` normalises and pads it and runs backbone, pyramid and
+head; ``select_detections`` keeps the best points. A detection stays a box, a score, a label and
+a short code until somebody asks it for pixels (:mod:`meinst.detections`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from meinst.codecs import Codec
+from meinst.data.images import to_rgb
+from meinst.data.transforms import InputOptions, resize_image
+from meinst.detections import Detections
+from meinst.detector.backbone import Backbone
+from meinst.detector.fpn import FPN
+from meinst.detector.head import Head
+from meinst.detector.select import ImageSize, SelectOptions, select_detections
+from meinst.types import HeadOutputs
+
+ImageLike = str | Path | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network's shape.
+
+    Attributes:
+        backbone: a timm model that supports ``features_only``.
+        backbone_levels: timm's ``out_indices``; index ``i`` has stride ``2 ** (i + 1)``.
+        strides: strides of the pyramid's levels; two more than backbone levels at most.
+        distance_limits: largest distance from a point to a side of its box, in pixels, of every
+            level but the last, which has none.
+        channels: channels of pyramid and head; a multiple of ``norm_groups``.
+        num_convs: convs of each of the head's three towers.
+        norm_groups: groups of the head's group norms.
+        pyramid_norm: whether the pyramid's convs have group norms too.
+        pixel_mean: subtracted from the channels R, G, B, 0 to 255.
+        pixel_std: divides them after that.
+    """
+
+    backbone: str = "tf_efficientnet_lite0"
+    backbone_levels: tuple[int, ...] = (2, 3, 4)
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    distance_limits: tuple[float, ...] = (64, 128, 256, 512)
+    channels: int = 128
+    num_convs: int = 2
+    norm_groups: int = 32
+    pyramid_norm: bool = False
+    pixel_mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
+    pixel_std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+
+
+class MEInst(nn.Module):
+    """Single-shot instance segmentation by mask encoding (arXiv 2003.11712).
+
+    Args:
+        class_names: names of the ``C`` classes, in the order of the logits.
+        codec: turns masks to codes and back; part of the model, its arrays are buffers.
+        options: the network's shape.
+        image_size: to what size images are brought before the network sees them.
+        selection: what counts as a detection, unless a call says otherwise.
+
+    Raises:
+        ValueError: if sizes do not go together.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        codec: Codec,
+        options: ModelOptions | None = None,
+        image_size: InputOptions | None = None,
+        selection: SelectOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = options = options or ModelOptions()
+        self.image_size = image_size or InputOptions()
+        self.selection = selection or SelectOptions()
+        self.class_names = tuple(class_names)
+        if len(options.distance_limits) != len(options.strides) - 1:
+            raise ValueError(
+                f"distance_limits has {len(options.distance_limits)} numbers for "
+                f"{len(options.strides)} strides: give one fewer than strides."
+            )
+        if options.channels % options.norm_groups:
+            raise ValueError(
+                f"channels = {options.channels} is no multiple of norm_groups = "
+                f"{options.norm_groups}: change one of them."
+            )
+        self.codec = codec
+        self.backbone = Backbone(options.backbone, options.backbone_levels)
+        if self.backbone.strides != options.strides[: len(self.backbone.strides)]:
+            raise ValueError(
+                f"strides {options.strides} do not begin with those of backbone_levels "
+                f"{options.backbone_levels}, {self.backbone.strides}: change one of them."
+            )
+        norm = (lambda c: nn.GroupNorm(options.norm_groups, c)) if options.pyramid_norm else None
+        self.fpn = FPN(self.backbone.channels, options.channels, len(options.strides), norm)
+        self.head = Head(
+            options.channels,
+            len(self.class_names),
+            codec.n_components,
+            options.num_convs,
+            options.strides,
+            options.norm_groups,
+        )
+        self.register_buffer("pixel_mean", torch.tensor(options.pixel_mean).view(3, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(options.pixel_std).view(3, 1, 1), False)
+        self.to(memory_format=torch.channels_last)  # oneDNN's and cuDNN's faster layout
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def forward(self, images: Sequence[Tensor]) -> HeadOutputs:
+        """Predict for a batch, in training and in evaluation alike.
+
+        Args:
+            images: ``B`` images ``(3, H, W)``, R, G, B of 0 to 255, uint8, of any sizes.
+        """
+        return self.network(self.prepare(images))
+
+    def prepare(self, images: Sequence[Tensor]) -> Tensor:
+        """Normalise, then pad right and bottom with zeros to one size: ``(B, 3, H, W)``.
+
+        Sides are multiples of the largest backbone stride, at least 32.
+        """
+        multiple = max(32, *self.backbone.strides)
+        height = -(-max(image.shape[1] for image in images) // multiple) * multiple
+        width = -(-max(image.shape[2] for image in images) // multiple) * multiple
+        pixels = self.pixel_mean.new_zeros((len(images), 3, height, width))
+        for place, image in zip(pixels, images, strict=True):
+            normalised = (image.to(place.device) - self.pixel_mean) / self.pixel_std
+            place[:, : image.shape[1], : image.shape[2]] = normalised
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def network(self, pixels: Tensor) -> HeadOutputs:
+        """Backbone, pyramid and head on prepared pixels ``(B, 3, H, W)``."""
+        outputs: HeadOutputs = self.head(self.fpn(self.backbone(pixels)))
+        return outputs
+
+    @overload
+    def predict(
+        self,
+        image: ImageLike,
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self,
+        image: list[ImageLike] | tuple[ImageLike, ...],
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> list[Detections]: ...
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Detections | list[Detections]:
+        """Find the objects of one image, or of several in one batch.
+
+        Args:
+            image: a path, a PIL image or an ``(H, W, 3)`` uint8 array in R, G, B; or a list
+                of these.
+            score_threshold: smallest final score of a detection, 0 to 1; the model's own,
+                ``selection.score_threshold``, if None.
+            max_detections: most detections of an image; the model's own if None.
+
+        Returns:
+            The detections, best first, in the pixels of the image as given; a list for a list.
+
+        Raises:
+            ValueError: if an image cannot be read or a threshold is out of range.
+        """
+        if isinstance(image, (list, tuple)):
+            return self._predict_batch(image, score_threshold, max_detections)
+        return self._predict_batch([image], score_threshold, max_detections)[0]
+
+    def _predict_batch(
+        self,
+        images: Sequence[ImageLike],
+        score_threshold: float | None,
+        max_detections: int | None,
+    ) -> list[Detections]:
+        changed = {"score_threshold": score_threshold, "max_detections": max_detections}
+        given = {name: value for name, value in changed.items() if value is not None}
+        selection = replace(self.selection, **given)  # type: ignore[arg-type]
+        if not images:
+            return []
+        originals = [to_rgb(image) for image in images]
+        resized = [resize_image(image, self.image_size) for image in originals]
+        sizes = [
+            ImageSize(before.shape[:2], after.shape[:2])
+            for before, after in zip(originals, resized, strict=True)
+        ]
+        outputs = self([torch.from_numpy(image).permute(2, 0, 1) for image in resized])
+        found = select_detections(outputs, sizes, self.codec, self.class_names, selection)
+        return [one[one.scores >= selection.score_threshold] for one in found]

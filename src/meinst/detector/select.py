@@ -1,0 +1,142 @@
+"""From what the network says of every point to the few detections that are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meinst.codecs import Codec
+from meinst.detections import Detections
+from meinst.ops.boxes import distances_to_boxes
+from meinst.types import HeadOutputs
+
+
+@dataclass(frozen=True)
+class SelectOptions:
+    """What counts as a detection.
+
+    Attributes:
+        candidate_threshold: smallest class score (before centre-ness) of a candidate, 0 to 1.
+        score_threshold: smallest final score of a prediction, 0 to 1; evaluation has none.
+        max_per_level: candidates kept of each pyramid level, the best by score.
+        nms_threshold: of two boxes of a class that overlap more than this IoU, the better stays.
+        max_detections: detections kept of an image.
+    """
+
+    candidate_threshold: float = 0.05
+    score_threshold: float = 0.3
+    max_per_level: int = 1000
+    nms_threshold: float = 0.6
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, by name."""
+        if not 0 < self.candidate_threshold < 1:
+            raise ValueError(
+                f"candidate_threshold must lie between 0 and 1, got {self.candidate_threshold}."
+            )
+        if not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"score_threshold must be 0 to 1, got {self.score_threshold}.")
+        if self.max_detections < 1 or self.max_per_level < 1:
+            raise ValueError(
+                f"max_detections and max_per_level must be at least 1, got "
+                f"{self.max_detections} and {self.max_per_level}."
+            )
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Heights and widths, in pixels, of an image as it was given and as the network saw it."""
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+
+
+@torch.inference_mode()
+def select_detections(
+    outputs: HeadOutputs,
+    sizes: Sequence[ImageSize],
+    codec: Codec,
+    class_names: tuple[str, ...],
+    options: SelectOptions,
+) -> list[Detections]:
+    """Score, keep the best of each level, suppress doubles (METHOD 5, steps 2 to 5).
+
+    The score is ``sqrt(class * centre-ness)``. Codes and boxes are gathered for candidates
+    only; masks are not decoded here.
+
+    Args:
+        outputs: what the network said, ``B`` images.
+        sizes: of each image.
+        codec: goes with the detections, to decode them when asked.
+        class_names: names of the ``C`` classes.
+        options: thresholds and limits; ``score_threshold`` is the caller's to apply.
+
+    Returns:
+        For each image its detections, the best first, in the original image's pixels.
+    """
+    return [
+        _select_one(outputs, index, size, codec, class_names, options)
+        for index, size in enumerate(sizes)
+    ]
+
+
+def _select_one(
+    outputs: HeadOutputs,
+    index: int,
+    size: ImageSize,
+    codec: Codec,
+    class_names: tuple[str, ...],
+    options: SelectOptions,
+) -> Detections:
+    from torchvision.ops import batched_nms, clip_boxes_to_image
+
+    point, labels, scores = _candidates(outputs, index, options)
+    points, strides = outputs.points[point], outputs.strides[point, None]
+    boxes = distances_to_boxes(points, outputs.boxes[index, point] * strides)  # (N, 4)
+    keep = batched_nms(boxes, scores, labels, options.nms_threshold)
+    if len(keep) > options.max_detections:  # ties with the last one stay, as published
+        last = scores[keep[options.max_detections - 1]]
+        keep = keep[scores[keep] >= last]
+
+    height, width = size.original
+    ratio = boxes.new_tensor([width / size.resized[1], height / size.resized[0]]).repeat(2)
+    boxes = clip_boxes_to_image(boxes[keep] * ratio, size.original)
+    solid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)
+    keep = keep[solid]
+    return Detections(
+        boxes=boxes[solid],
+        scores=scores[keep],
+        labels=labels[keep],
+        codes=outputs.codes[index, point[keep]],
+        image_size=size.original,
+        codec=codec,
+        class_names=class_names,
+    )
+
+
+def _candidates(
+    outputs: HeadOutputs, index: int, options: SelectOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points, labels and scores ``(N,)`` of the best (point, class) pairs of each level."""
+    threshold = options.candidate_threshold
+    # Compared as logits, so that only candidates need a sigmoid.
+    limit = math.log(threshold / (1 - threshold))
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    start = 0
+    for count in outputs.level_sizes:
+        logits = outputs.logits[index, start : start + count]
+        point, labels = (logits > limit).nonzero(as_tuple=True)
+        centerness = outputs.centerness[index, start + point]
+        scores = (logits[point, labels].sigmoid() * centerness.sigmoid()).sqrt()
+        if len(scores) > options.max_per_level:
+            scores, best = scores.topk(options.max_per_level)
+            point, labels = point[best], labels[best]
+        found.append((start + point, labels, scores))
+        start += count
+    points, classes, values = (torch.cat(part) for part in zip(*found, strict=True))
+    return points, classes, values

@@ -1,0 +1,1 @@
+"""What a user does with a model: train, evaluate, predict, save and load."""

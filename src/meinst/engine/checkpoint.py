@@ -1,0 +1,197 @@
+"""Models as files: safetensors with everything inside that is needed to use them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from meinst.codecs import Codec, PCACodec
+from meinst.detector.meinst import MEInst
+from meinst.engine.config import Recipe, parse_options, plain_values
+
+ZOO = Path(__file__).parent.parent / "zoo" / "models"
+FORMAT = "meinst-1"
+
+
+class ModelFileError(ValueError):
+    """A file that is no model, or a model of another kind or size."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of itself.
+
+    Attributes:
+        class_names: in the order of the logits.
+        recipe: how it was trained.
+        codec: hyper-parameters of its codec.
+        metrics: what was measured on which data, as its maker noted it.
+    """
+
+    class_names: tuple[str, ...]
+    recipe: Recipe
+    codec: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def list_models() -> list[str]:
+    """Names of the models that the package ships."""
+    return sorted(path.stem for path in ZOO.glob("*.safetensors"))
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The file of a shipped model's name, or of a path.
+
+    Raises:
+        FileNotFoundError: if it is neither.
+    """
+    shipped = ZOO / f"{name_or_path}.safetensors"
+    path = shipped if str(name_or_path) in list_models() else Path(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"model {str(name_or_path)!r} is neither a file nor one of "
+            f"{', '.join(list_models()) or '(none shipped)'}."
+        )
+    return path
+
+
+def save_model(
+    model: MEInst,
+    path: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    half: bool = False,
+    metrics: dict[str, Any] | None = None,
+) -> Path:
+    """Write a model atomically: weights, codec, class names, recipe.
+
+    Args:
+        model: what is written.
+        path: ends in ``.safetensors`` by custom.
+        recipe: how it was trained; its shape, sizes and selection are the model's own.
+        half: store the network's matrices and kernels as float16, half the size.
+        metrics: noted in the file, shown by ``meinst models``.
+
+    Returns:
+        The path.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if half:
+        tensors = {
+            name: tensor.half() if tensor.ndim > 1 and not name.startswith("codec.") else tensor
+            for name, tensor in tensors.items()
+        }
+    recipe = replace(
+        recipe or Recipe(),
+        model=model.options,
+        image_size=model.image_size,
+        selection=model.selection,
+    )
+    metadata = {
+        "format": FORMAT,
+        "class_names": json.dumps(model.class_names),
+        "codec": json.dumps(model.codec.get_config()),
+        "recipe": json.dumps(plain_values(recipe)),
+        "metrics": json.dumps(metrics or {}),
+    }
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(Path(path), save(contiguous, metadata))
+    return Path(path)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary file beside ``path``, then rename: never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_info(name_or_path: str | Path) -> ModelInfo:
+    """What a model file says of itself, without its weights.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ModelFileError: if the file is no model of this project.
+    """
+    return _read(find_model(name_or_path), weights=False)[0]
+
+
+def load_model(name_or_path: str | Path) -> MEInst:
+    """Build a model from its file, in evaluation mode, on the CPU, in float32.
+
+    Args:
+        name_or_path: a shipped model's name, or a file that :func:`save_model` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ModelFileError: if the file is no model of this project, or does not fit its own
+            description.
+    """
+    path = find_model(name_or_path)
+    info, tensors = _read(path, weights=True)
+    model = build_model(info.class_names, info.recipe, PCACodec.from_config(info.codec))
+    expected = model.state_dict()
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in tensors.keys() & expected.keys()
+        if tensors[name].shape != expected[name].shape
+    ]
+    wrong += [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
+    wrong += [f"{name} is unknown" for name in sorted(tensors.keys() - expected.keys())]
+    if wrong:
+        raise ModelFileError(
+            f"{path}: {len(wrong)} tensors do not fit the network it describes: "
+            f"{'; '.join(wrong[:3])}. The file was changed after it was written."
+        )
+    model.load_state_dict({name: tensor.to(expected[name]) for name, tensor in tensors.items()})
+    return model.eval()
+
+
+def build_model(class_names: tuple[str, ...], recipe: Recipe, codec: Codec) -> MEInst:
+    """The network that a recipe describes, with fresh weights."""
+    return MEInst(class_names, codec, recipe.model, recipe.image_size, recipe.selection)
+
+
+def _read(path: Path, *, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ModelFileError(
+                    f"{path}: a safetensors file, but no {FORMAT} model (format "
+                    f"{metadata.get('format')!r}). Use a file that `meinst train` wrote."
+                )
+            names = file.keys() if weights else []
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(
+            f"{path}: not a complete safetensors file ({error}). "
+            "Use a file that `meinst train` wrote, or the name of a shipped model."
+        ) from error
+    recipe = parse_options(Recipe, json.loads(metadata["recipe"]), str(path))
+    info = ModelInfo(
+        class_names=tuple(json.loads(metadata["class_names"])),
+        recipe=recipe,
+        codec=json.loads(metadata["codec"]),
+        metrics=json.loads(metadata["metrics"]),
+    )
+    return info, tensors

@@ -1,0 +1,163 @@
+"""A model on image files: an overlay of each, and all results in one COCO file."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from meinst.data.images import ImageError, load_image
+from meinst.detector.meinst import MEInst
+from meinst.engine.checkpoint import write_atomically
+
+RESULTS, IMAGES = "predictions.json", "images.json"
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What became of one image.
+
+    Attributes:
+        source: the image file.
+        overlay: the picture that was written; None if the image failed.
+        counts: number of detections of each class that was found, most frequent first.
+        milliseconds: from the file to its overlay on disk.
+        error: why it failed; None if it did not.
+    """
+
+    source: Path
+    overlay: Path | None
+    counts: dict[str, int]
+    milliseconds: float
+    error: str | None = None
+
+
+def predict_files(
+    model: MEInst,
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    score_threshold: float | None = None,
+    max_detections: int | None = None,
+    on_image: Callable[[ImageResult], None] | None = None,
+) -> list[ImageResult]:
+    """Segment image files one by one and write what was found.
+
+    The output folder then holds a JPEG overlay of each image, named after it,
+    ``predictions.json`` (COCO results: ``image_id``, ``category_id``, ``bbox``, ``score``,
+    ``segmentation`` as RLE of the original size) and ``images.json`` (which ids are which files
+    and classes), so that ``COCO("images.json").loadRes("predictions.json")`` works. An image
+    that fails is noted and left out; if all fail, neither JSON file is written. Files are
+    written whole or not at all, and none of the sources is ever overwritten.
+
+    Args:
+        model: in evaluation mode.
+        sources: image files.
+        output: folder; made if it is not there.
+        score_threshold: smallest score of a detection, 0 to 1; the model's own if None.
+        max_detections: most detections of an image; the model's own if None.
+        on_image: called after each image.
+
+    Returns:
+        What became of each image, in the same order.
+
+    Raises:
+        OSError: if the folder or its JSON files cannot be written.
+        ValueError: if a threshold is out of range.
+    """
+    given = {"score_threshold": score_threshold, "max_detections": max_detections}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    selection = replace(model.selection, **chosen)  # type: ignore[arg-type]
+    check_folder(output)
+    names = overlay_names(sources, output)
+    outcomes: list[ImageResult] = []
+    results: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    for image_id, (source, name) in enumerate(zip(sources, names, strict=True), start=1):
+        start = time.perf_counter()
+        counts: dict[str, int] = {}
+        error = None
+        try:
+            pixels = load_image(source)
+            found = model.predict(
+                pixels,
+                score_threshold=selection.score_threshold,
+                max_detections=selection.max_detections,
+            )
+            write_atomically(output / name, _jpeg(found.draw(pixels)))
+            results += found.to_coco(image_id)
+            height, width = found.image_size
+            images.append(
+                {"id": image_id, "file_name": str(source), "width": width, "height": height}
+                | {"overlay": name}
+            )
+            labels = Counter(model.class_names[label] for label in found.labels.tolist())
+            counts = dict(labels.most_common())
+        except (ImageError, OSError) as failure:
+            error = str(failure)
+        outcome = ImageResult(
+            source,
+            None if error else output / name,
+            counts,
+            (time.perf_counter() - start) * 1000,
+            error,
+        )
+        outcomes.append(outcome)
+        if on_image is not None:
+            on_image(outcome)
+    if images:
+        categories = [{"id": i, "name": name} for i, name in enumerate(model.class_names, start=1)]
+        content = {"images": images, "categories": categories, "annotations": []}
+        write_atomically(output / RESULTS, json.dumps(results).encode())
+        write_atomically(output / IMAGES, json.dumps(content, indent=1).encode())
+    return outcomes
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder and prove that a file can be written there.
+
+    Raises:
+        OSError: if that fails, with what to do about it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --output."
+        ) from error
+
+
+def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
+    """A file name in ``output`` for each source: its stem, with a number where that is taken.
+
+    Names that differ in case alone count as the same, for file systems that think so; the
+    sources themselves are taken.
+    """
+    folder = output.resolve()
+    taken = {source.name.casefold() for source in sources if source.resolve().parent == folder}
+    names = []
+    for source in sources:
+        name, number = f"{source.stem}.jpg", 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{source.stem}_{number}.jpg"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,91 @@
+"""What a training run leaves to look at: curves of its losses, pictures of its results."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from meinst.data.coco import CocoData
+from meinst.data.images import ImageError, load_image
+from meinst.detector.meinst import MEInst
+from meinst.engine.checkpoint import write_atomically
+
+Series = dict[str, dict[int, float]]
+
+
+def read_logs(folder: Path) -> Series:
+    """Values by name and update, from the CSV logs of all parts of a resumed run.
+
+    Of an update that was made twice (before a crash and after it) the later value counts.
+    """
+    series: Series = defaultdict(dict)
+    for path in sorted(folder.glob("version_*/metrics.csv"), key=lambda p: p.stat().st_mtime):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row["step"])
+                for name, value in row.items():
+                    if name not in ("step", "epoch") and value:
+                        series[name][step] = float(value)
+    return dict(series)
+
+
+def draw_curves(series: Series, path: Path) -> None:
+    """Draw losses, learning rate and validation AP against updates, as a PNG."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    panels = figure.subplots(2, 2)
+    groups = (
+        ("loss/total", "sum of the losses"),
+        ("loss/", "losses"),
+        ("val/", "validation (COCO AP, 0 to 1)"),
+        ("lr-", "learning rate of each group"),
+    )
+    for panel, (prefix, title) in zip(panels.flat, groups, strict=True):
+        for name in sorted(series):
+            if not name.startswith(prefix) or (prefix == "loss/" and name == "loss/total"):
+                continue
+            steps = sorted(series[name])
+            values = [series[name][step] for step in steps]
+            marker = "o" if prefix == "val/" else ""
+            panel.plot(steps, values, marker=marker, markersize=3, linewidth=1, label=name)
+        panel.set(title=title, xlabel="update")
+        panel.grid(alpha=0.3)
+        if panel.lines:
+            panel.legend(fontsize=7)
+    for panel in panels.flat[:2]:
+        if panel.lines:
+            panel.set_yscale("log")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_atomically(path, buffer.getvalue())
+
+
+def draw_sheet(model: MEInst, data: CocoData, path: Path, count: int = 12) -> None:
+    """Draw detections on evenly spaced images of a data set, as one JPEG of tiles."""
+    import io
+
+    columns, side = 4, 360
+    chosen = np.unique(np.linspace(0, len(data.images) - 1, count).round().astype(int))
+    rows = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * side), (32, 32, 32))
+    for place, index in enumerate(chosen):
+        record = data.images[index]
+        assert record.path is not None
+        try:
+            image = load_image(record.path)
+        except ImageError:
+            continue
+        tile = Image.fromarray(model.predict(image).draw(image))
+        tile.thumbnail((side - 4, side - 4))
+        row, column = divmod(place, columns)
+        sheet.paste(tile, (column * side, row * side))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="JPEG", quality=88)
+    write_atomically(path, buffer.getvalue())

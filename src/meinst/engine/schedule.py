@@ -1,0 +1,54 @@
+"""The learning rate's way, and the groups of weights that it drives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from meinst.engine.config import OptimizerOptions, ScheduleOptions
+
+
+def lr_factor(iteration: int, options: ScheduleOptions) -> float:
+    """What the learning rate is multiplied by at an update, counted from 0."""
+    if options.decay == "step":
+        factor = options.step_factor ** sum(iteration >= step for step in options.steps)
+    else:
+        progress = min(iteration / options.iterations, 1.0)
+        cosine = (1 + math.cos(math.pi * progress)) / 2
+        factor = options.final_factor + (1 - options.final_factor) * cosine
+    if iteration < options.warmup_iterations:
+        progress = iteration / options.warmup_iterations if options.warmup == "linear" else 0.0
+        factor *= options.warmup_factor * (1 - progress) + progress
+    return factor
+
+
+def make_optimizer(
+    backbone: nn.Module, rest: Iterable[nn.Module], options: OptimizerOptions
+) -> torch.optim.Optimizer:
+    """AdamW or SGD on the trainable weights; norms and biases without weight decay.
+
+    Args:
+        backbone: its weights take ``lr * backbone_lr_factor``.
+        rest: the other parts, at ``lr``.
+        options: see :class:`OptimizerOptions`.
+    """
+    groups = []
+    for modules, lr in (
+        ([backbone], options.lr * options.backbone_lr_factor),
+        (list(rest), options.lr),
+    ):
+        weights = [p for module in modules for p in module.parameters() if p.requires_grad]
+        # Matrices and kernels decay; scales, shifts and biases have one dimension.
+        decayed = [p for p in weights if p.ndim > 1]
+        others = [p for p in weights if p.ndim <= 1]
+        groups += [
+            {"params": decayed, "lr": lr, "weight_decay": options.weight_decay},
+            {"params": others, "lr": lr, "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
+    if options.name == "sgd":
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
+    return torch.optim.AdamW(groups, lr=options.lr)

@@ -1,0 +1,207 @@
+"""The model in Lightning's hands: one training step, one validation, one optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+
+from meinst.data.batch import DrawSampler, TrainingDraws, collate
+from meinst.data.coco import CocoData
+from meinst.detector.losses import compute_losses
+from meinst.detector.meinst import MEInst
+from meinst.engine.config import Recipe
+from meinst.engine.evaluate import coco_metrics, find_results, match_classes
+from meinst.engine.schedule import lr_factor, make_optimizer
+from meinst.types import HeadOutputs, Target
+
+Batch = tuple[list[Tensor], list[Target]]
+MONITORED = "val/segm_AP"
+
+
+class Trainee(L.LightningModule):
+    """Trains and validates a :class:`MEInst` by a recipe.
+
+    Args:
+        model: what is trained.
+        recipe: by what rules.
+        validation: on what ``val/bbox_AP`` and ``val/segm_AP`` are measured.
+    """
+
+    def __init__(self, model: MEInst, recipe: Recipe, validation: CocoData) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.validation = validation
+        self.classes = match_classes(model.class_names, validation)
+        self.results: list[dict[str, Any]] = []
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Sum of the losses of one batch."""
+        images, targets = batch
+        outputs = _in_float32(self.model(images))
+        with torch.autocast(self.device.type, enabled=False):
+            losses = compute_losses(
+                outputs,
+                targets,
+                self.model.codec,
+                self.model.options.distance_limits,
+                self.recipe.loss,
+                self._mean_over_processes,
+            )
+        total = torch.stack(list(losses.values())).sum()
+        if not total.isfinite():
+            raise FloatingPointError(
+                f"the loss became {total.item()} at update {self.global_step}: "
+                "lower optimizer.lr, or train with --precision 32-true."
+            )
+        self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
+        self.log("loss/total", total.detach(), prog_bar=True)
+        return total
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, _: int) -> Any:
+        """Move a training batch; a validation batch is only places of images."""
+        if self.trainer.validating:
+            return batch
+        images, targets = batch
+        return [image.to(device) for image in images], [_moved(t, device) for t in targets]
+
+    def _mean_over_processes(self, value: Tensor) -> Tensor:
+        mean = self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean
+
+    def validation_step(self, batch: list[int], _: int) -> None:
+        """Keep the results of one image: boxes, scores and run lengths."""
+        limit = self.model.selection.max_detections
+        for index in batch:
+            record = self.validation.images[index]
+            self.results += find_results(self.model, record, self.classes, limit)
+
+    def on_validation_epoch_end(self) -> None:
+        """Measure the results of all processes."""
+        results = self.results
+        if self.trainer.world_size > 1:
+            parts: list[list[dict[str, Any]]] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(parts, results)
+            results = [result for part in parts for result in part]
+        self.results = []
+        if self.trainer.sanity_checking:
+            return
+        metrics = coco_metrics(
+            self.validation.annotations,
+            results,
+            self.model.selection.max_detections,
+            self.classes.matched_ids,
+        )
+        for kind, summary in metrics.items():
+            for name in ("AP", "AP50"):
+                value = summary[name] or 0.0  # None where the file has no instance to find
+                self.log(f"val/{kind}_{name}", value, prog_bar=kind == "segm", rank_zero_only=True)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The recipe's optimiser, and its learning rate by the update."""
+        head = (self.model.fpn, self.model.head)
+        optimizer = make_optimizer(self.model.backbone, head, self.recipe.optimizer)
+        schedule = self.recipe.schedule
+        scheduler = LambdaLR(optimizer, lambda iteration: lr_factor(iteration, schedule))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+class Draws(L.LightningDataModule):
+    """Which images each process sees, at every update the same for a seed, resumed or not.
+
+    Args:
+        train: draws of the training set.
+        num_draws: draws of the whole run.
+        num_validation: validation images.
+        images_per_device: images that a process takes at once.
+        accumulate: batches of an update.
+        workers: processes that prepare images.
+    """
+
+    def __init__(
+        self,
+        train: TrainingDraws,
+        num_draws: int,
+        num_validation: int,
+        images_per_device: int,
+        accumulate: int,
+        workers: int,
+    ) -> None:
+        super().__init__()
+        self.train = train
+        self.num_draws = num_draws
+        self.num_validation = num_validation
+        self.images_per_device = images_per_device
+        self.accumulate = accumulate
+        self.workers = workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches from the first one that has not been seen."""
+        assert self.trainer is not None
+        world = self.trainer.world_size
+        start = self.trainer.global_step * self.accumulate * self.images_per_device * world
+        sampler = DrawSampler(
+            self.num_draws, start=start, rank=self.trainer.global_rank, world_size=world
+        )
+        return DataLoader(
+            self.train,
+            batch_size=self.images_per_device,
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=collate,
+            persistent_workers=self.workers > 0,
+            pin_memory=False,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Places of the validation images that this process takes."""
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return DataLoader(_Places(range(rank, self.num_validation, world)), collate_fn=list)
+
+
+class _Places(Dataset[int]):
+    def __init__(self, places: Sequence[int]) -> None:
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> int:
+        return self.places[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+
+def make_ema(decay: float) -> EMAWeightAveraging:
+    """Moving average of the weights: validated, saved as best, and what a run ends with."""
+    # Buffers never change in training: batch norms keep their statistics, the codec is fitted.
+    return EMAWeightAveraging(decay=decay, use_buffers=False)
+
+
+def _moved(target: Target, device: torch.device) -> Target:
+    return Target(target.boxes.to(device), target.labels.to(device), target.masks.to(device))
+
+
+def _in_float32(outputs: HeadOutputs) -> HeadOutputs:
+    return replace(
+        outputs,
+        logits=outputs.logits.float(),
+        boxes=outputs.boxes.float(),
+        centerness=outputs.centerness.float(),
+        codes=outputs.codes.float(),
+    )

@@ -1,0 +1,78 @@
+"""Boxes as corners and as distances from a point; all functions are pure."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def distances_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
+    """Turn distances into corners.
+
+    Args:
+        points: ``(..., 2)`` x, y.
+        distances: ``(..., 4)`` left, top, right, bottom, in the unit of the points.
+
+    Returns:
+        ``(..., 4)`` boxes ``x1 y1 x2 y2``; not clipped.
+    """
+    return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
+
+
+def boxes_to_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """Turn corners into distances; the inverse of :func:`distances_to_boxes`.
+
+    Args:
+        points: ``(..., 2)`` x, y.
+        boxes: ``(..., 4)`` ``x1 y1 x2 y2``.
+
+    Returns:
+        ``(..., 4)`` left, top, right, bottom; negative where the point lies outside.
+    """
+    return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """Areas ``(...)`` of boxes ``(..., 4)`` given by corners."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def centerness(distances: Tensor) -> Tensor:
+    """FCOS's centre-ness: 1 in the middle of the box, 0 on its border.
+
+    ``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))`` (FCOS, equation 3).
+
+    Args:
+        distances: ``(..., 4)`` positive distances left, top, right, bottom.
+
+    Returns:
+        ``(...)`` in 0..1.
+    """
+    left_right, top_bottom = distances[..., 0::2], distances[..., 1::2]
+    horizontal = left_right.amin(-1) / left_right.amax(-1)
+    vertical = top_bottom.amin(-1) / top_bottom.amax(-1)
+    return (horizontal * vertical).sqrt()
+
+
+def giou_of_distances(predicted: Tensor, target: Tensor, smooth: float = 0.0) -> Tensor:
+    """Generalised IoU of two boxes seen from the same point.
+
+    With intersection ``I``, union ``U`` and smallest enclosing area ``A``:
+    ``(I + smooth) / (U + smooth) - (A - U) / A`` (GIoU, arXiv 1902.09630, algorithm 1).
+
+    Args:
+        predicted: ``(..., 4)`` distances, at least 0.
+        target: ``(..., 4)`` distances, positive.
+        smooth: added to both areas of the first quotient; the published MEInst uses 1.
+
+    Returns:
+        ``(...)`` in -1..1.
+    """
+    size_p = predicted[..., :2] + predicted[..., 2:]  # (..., 2) width, height
+    size_t = target[..., :2] + target[..., 2:]
+    inner = torch.minimum(predicted, target)
+    outer = torch.maximum(predicted, target)
+    intersection = (inner[..., :2] + inner[..., 2:]).prod(-1)
+    enclosing = (outer[..., :2] + outer[..., 2:]).prod(-1)
+    union = size_p.prod(-1) + size_t.prod(-1) - intersection
+    return (intersection + smooth) / (union + smooth) - (enclosing - union) / enclosing

@@ -1,0 +1,144 @@
+"""Overlays: masks, boxes and captions on a copy of an image; masks are blended in their crops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Told apart with any kind of colour vision: the colours of M. Okabe and K. Ito ("Color
+# Universal Design", 2008) without their black, and wine from P. Tol's muted scheme. RGB.
+PALETTE = (
+    (230, 159, 0),  # orange
+    (86, 180, 233),  # sky blue
+    (204, 121, 167),  # reddish purple
+    (240, 228, 66),  # yellow
+    (0, 158, 115),  # bluish green
+    (213, 94, 0),  # vermillion
+    (0, 114, 178),  # blue
+    (136, 34, 85),  # wine
+)
+
+Color = tuple[int, int, int]
+Plate = tuple[int, int, int, int]  # x1 y1 x2 y2, the pixels from x1 to x2 - 1
+
+
+def blend_masks(
+    image: np.ndarray,
+    crops: Sequence[np.ndarray],
+    corners: np.ndarray,
+    colors: Sequence[Color],
+    alpha: float,
+) -> None:
+    """Tint masks and draw their outlines in full colour; large masks lie below small ones.
+
+    Args:
+        image: ``(H, W, 3)`` uint8; changed in place.
+        crops: ``N`` masks ``(h, w)`` of bool.
+        corners: ``(N, 2)`` x and y of their first pixels in the image.
+        colors: ``N`` RGB colours.
+        alpha: share of the colour inside the outline, 0 to 1.
+    """
+    thickness = min(max(round(max(image.shape[:2]) / 300), 1), 3)
+    for n in sorted(range(len(crops)), key=lambda n: -crops[n].size):
+        crop, (x, y) = crops[n], corners[n]
+        height, width = crop.shape
+        region = image[y : y + height, x : x + width]  # (h, w, 3)
+        color = np.array(colors[n], dtype=np.float32)
+        tinted = region[crop] * np.float32(1 - alpha) + color * np.float32(alpha)  # (pixels, 3)
+        region[crop] = np.rint(tinted).astype(np.uint8)
+        region[crop & ~_erode(crop, thickness)] = colors[n]
+
+
+def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
+    """The pixels of a mask ``(h, w)`` further than ``steps`` from its outside, in 4-steps."""
+    for _ in range(steps):
+        padded = np.pad(mask, 1)
+        mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask
+
+
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
+    """Draw thin frames.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in pixels.
+        colors: ``N`` RGB colours.
+
+    Returns:
+        ``(H, W, 3)`` uint8, a new array.
+    """
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    for (x1, y1, x2, y2), color in zip(boxes.tolist(), colors, strict=True):
+        # The pixels that the box's sides run through; a side at x2 ends the pixel before it.
+        left, top = int(x1), int(y1)
+        pen.rectangle((left, top, max(left, int(x2 - 0.5)), max(top, int(y2 - 0.5))), outline=color)
+    return np.array(canvas)
+
+
+def draw_captions(
+    image: np.ndarray, boxes: np.ndarray, captions: Sequence[str], colors: Sequence[Color]
+) -> np.ndarray:
+    """Write captions on plates at their boxes; one that would cover another is left out.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in pixels; those that come first choose first.
+        captions: ``N`` texts of one line.
+        colors: ``N`` RGB colours of the plates.
+
+    Returns:
+        ``(H, W, 3)`` uint8, a new array.
+    """
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=min(max(max(canvas.size) / 50, 11), 36))
+    margin = 2
+    taken: list[Plate] = []
+    for (x1, y1, x2, y2), caption, color in zip(boxes.tolist(), captions, colors, strict=True):
+        left, top, right, bottom = pen.textbbox((0, 0), caption, font=font)
+        width = math.ceil(right - left) + 2 * margin
+        height = math.ceil(bottom - top) + 2 * margin
+        # Above the box, below it, inside at its top, inside at its bottom.
+        places = [
+            _place_plate(x, y, (width, height), canvas.size)
+            for y in (y1 - height, y2, y1, y2 - height)
+            for x in (x1, x2 - width)
+        ]
+        free = [place for place in places if not any(_overlap(place, other) for other in taken)]
+        if not free:
+            continue
+        # The first of those that hide the least of the objects.
+        plate = min(free, key=lambda place: sum(_overlap(place, box) for box in boxes.tolist()))
+        taken.append(plate)
+        pen.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=color)
+        bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 120
+        text_color = (0, 0, 0) if bright else (255, 255, 255)
+        text_corner = (plate[0] + margin - left, plate[1] + margin - top)
+        pen.text(text_corner, caption, fill=text_color, font=font)
+    return np.array(canvas)
+
+
+def _place_plate(x: float, y: float, size: tuple[int, int], image: tuple[int, int]) -> Plate:
+    """A plate near a corner, moved into the image; if too large, it begins at the border.
+
+    Args:
+        x: the wished left side in pixels.
+        y: the wished upper side in pixels.
+        size: width and height of the plate.
+        image: width and height of the image.
+    """
+    left = max(0, min(round(x), image[0] - size[0]))
+    top = max(0, min(round(y), image[1] - size[1]))
+    return left, top, left + size[0], top + size[1]
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """The area that two boxes share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)

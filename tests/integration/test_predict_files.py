@@ -1,0 +1,142 @@
+"""Image files in, overlays and COCO results out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import DrawnData
+from PIL import Image
+from pycocotools.coco import COCO
+
+import meinst.engine.predict as predict_module
+from meinst.detector.meinst import MEInst
+from meinst.engine.predict import overlay_names, predict_files
+
+
+def test_nothing_to_do(tiny_model: MEInst, tmp_path: Path) -> None:
+    assert predict_files(tiny_model, [], tmp_path / "out") == []
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_overlays_and_results(tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path) -> None:
+    sources = [drawn_data.images / name for name in ("two.png", "tall.jpg", "empty.png")]
+    told: list[Any] = []
+    outcomes = predict_files(
+        tiny_model, sources, tmp_path, score_threshold=0.71, max_detections=9, on_image=told.append
+    )
+    assert told == outcomes
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("empty.jpg", "images.json", "predictions.json", "tall.jpg", "two.jpg")
+    ]
+    results = json.loads((tmp_path / "predictions.json").read_text())
+    expected = []
+    for image_id, source in enumerate(sources, 1):
+        found = tiny_model.predict(source, score_threshold=0.71, max_detections=9)
+        expected += found.to_coco(image_id)
+        assert 0 < len(found) <= 9
+        assert outcomes[image_id - 1].counts == {
+            name: found.labels.tolist().count(label)
+            for label, name in enumerate(tiny_model.class_names)
+            if label in found.labels.tolist()
+        }
+        with Image.open(source) as image, Image.open(tmp_path / f"{source.stem}.jpg") as overlay:
+            assert overlay.size == image.size
+            difference = np.asarray(overlay, float) - np.asarray(image, float)
+            assert np.abs(difference).mean() > 1  # something is drawn
+    assert results == expected
+    with contextlib.redirect_stdout(io.StringIO()):
+        loaded = COCO(str(tmp_path / "images.json")).loadRes(str(tmp_path / "predictions.json"))
+    assert len(loaded.anns) == len(expected)
+    assert loaded.imgs[2] == {
+        "id": 2,
+        "file_name": str(sources[1]),
+        "width": 90,
+        "height": 150,
+        "overlay": "tall.jpg",
+    }
+    assert [category["name"] for category in loaded.cats.values()] == ["box", "disc"]
+
+
+def test_overlay_names_are_unique() -> None:
+    sources = [Path(name) for name in ("a/x.png", "b/x.png", "b/X.tif", "x_2.bmp", "y.tar.gz")]
+    names = overlay_names(sources, Path("out"))
+    assert names == ["x.jpg", "x_2.jpg", "X_3.jpg", "x_2_2.jpg", "y.tar.jpg"]
+
+
+def test_sources_in_the_output_folder_survive(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    source = tmp_path / "tall.jpg"
+    shutil.copy(drawn_data.images / "tall.jpg", source)
+    before = source.read_bytes()
+    (outcome,) = predict_files(tiny_model, [source], tmp_path / "." / "")
+    assert outcome.overlay == tmp_path / "tall_2.jpg"
+    assert source.read_bytes() == before
+
+
+def test_a_failing_image_is_left_out(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"")
+    out = tmp_path / "out"
+    sources = [drawn_data.images / "two.png", broken, drawn_data.images / "small.png"]
+    outcomes = predict_files(tiny_model, sources, out)
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+    assert "empty (0 bytes)" in str(outcomes[1].error)
+    assert outcomes[1].overlay is None
+    images = json.loads((out / "images.json").read_text())["images"]
+    assert [image["id"] for image in images] == [1, 3]
+    ids = {result["image_id"] for result in json.loads((out / "predictions.json").read_text())}
+    assert ids == {1, 3}
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("images.json", "predictions.json", "small.jpg", "two.jpg")
+    ]
+
+
+def test_earlier_results_survive_when_all_images_fail(tiny_model: MEInst, tmp_path: Path) -> None:
+    earlier = tmp_path / "predictions.json"
+    earlier.write_text("[1]")
+    outcomes = predict_files(tiny_model, [tmp_path / "missing.png"], tmp_path)
+    assert "does not exist" in str(outcomes[0].error)
+    assert earlier.read_text() == "[1]"
+    assert list(tmp_path.iterdir()) == [earlier]
+
+
+def test_a_full_disk_fails_the_image(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = predict_module.write_atomically
+
+    def full_once(path: Path, content: bytes) -> None:
+        if path.name == "two.jpg":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(predict_module, "write_atomically", full_once)
+    sources = [drawn_data.images / name for name in ("two.png", "small.png")]
+    outcomes = predict_files(tiny_model, sources, tmp_path)
+    assert "No space left" in str(outcomes[0].error)
+    ids = {r["image_id"] for r in json.loads((tmp_path / "predictions.json").read_text())}
+    assert ids == {2}  # no results of an image without its overlay
+
+
+def test_faulty_arguments_are_told_before_any_work(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    sources = [drawn_data.images / "two.png"]
+    with pytest.raises(ValueError, match="score_threshold must be 0 to 1, got 2"):
+        predict_files(tiny_model, sources, tmp_path / "new", score_threshold=2)
+    assert not (tmp_path / "new").exists()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(OSError, match=r"cannot be written .*; choose another --output"):
+        predict_files(tiny_model, sources, file / "below")

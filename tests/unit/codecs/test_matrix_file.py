@@ -1,0 +1,171 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from meinst.codecs import CodecFileError, PCACodec
+
+
+def masks() -> torch.Tensor:
+    return torch.rand(200, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+
+
+def published_arrays() -> dict[str, np.ndarray]:
+    """Arrays in the published layout, K = 3 and S = 6, made without this project."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(36, 3)))[0].T
+    return {
+        "components_c": basis[None].astype(np.float32),
+        "mean_c": rng.normal(size=(1, 36)).astype(np.float32),
+        "ratio_c": np.array([[0.5, 0.2, 0.1]], dtype=np.float32),
+        "explained_variance_c": np.array([[9.0, 4.0, 1.0]], dtype=np.float32),
+    }
+
+
+def test_a_published_file_is_read(tmp_path: Path) -> None:
+    arrays = published_arrays()
+    path = tmp_path / "coco_2017_train_class_agnosticTrue_whitenTrue_sigmoidTrue_60.npz"
+    np.savez(path, **arrays)
+    codec = PCACodec.load(path)
+    assert (codec.n_components, codec.mask_size, codec.sigmoid, codec.whiten) == (3, 6, True, True)
+    # The code (1, 0, 0) is one deviation, 3, along the first component.
+    soft = codec.inverse_logits(torch.tensor([[1.0, 0, 0]])).flatten()
+    expected = 3 * arrays["components_c"][0, 0] + arrays["mean_c"][0]
+    np.testing.assert_allclose(soft.numpy(), expected, atol=1e-6)
+    plain = PCACodec.load(path, sigmoid=False, whiten=False)
+    assert (plain.sigmoid, plain.whiten) == (False, False)
+
+
+def test_the_published_format_is_written(tmp_path: Path) -> None:
+    codec = PCACodec(4, 6).fit(masks())
+    codec.save(tmp_path / "codec.npz")
+    with np.load(tmp_path / "codec.npz", allow_pickle=False) as file:
+        shapes = {key: file[key].shape for key in file.files}
+        assert all(file[key].dtype == np.float32 for key in file.files)
+    assert shapes == {
+        "components_c": (1, 4, 36),
+        "mean_c": (1, 36),
+        "ratio_c": (1, 4),
+        "explained_variance_c": (1, 4),
+    }
+
+
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_what_was_saved_is_loaded(tmp_path: Path, sigmoid: bool, whiten: bool) -> None:
+    codec = PCACodec(4, 6, sigmoid=sigmoid, whiten=whiten).fit(masks())
+    codec.save(tmp_path / "codec.bin")
+    again = PCACodec.load(tmp_path / "codec.bin")
+    assert again.get_config() == codec.get_config()
+    for name, buffer in codec.state_dict().items():
+        assert torch.equal(again.state_dict()[name], buffer), name
+    assert torch.equal(again.transform(masks()), codec.transform(masks()))
+    again.save(tmp_path / "again.bin")
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "codec.bin").read_bytes()
+    with pytest.raises(ValueError, match="lost the sums"):
+        again.partial_fit(masks())
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "codec.npz"
+    codec = PCACodec(4, 6).fit(masks())
+    codec.save(path)
+    before = path.read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        PCACodec(2, 6).fit(masks()).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_file_and_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        PCACodec.load(tmp_path / "none.npz")
+    with pytest.raises(FileNotFoundError, match="its folder does not exist"):
+        PCACodec(4, 6).fit(masks()).save(tmp_path / "none" / "codec.npz")
+
+
+def changed(**arrays: np.ndarray) -> dict[str, np.ndarray]:
+    return published_arrays() | arrays
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"weights": np.zeros(3)}, "'components_c'.*missing; found .*weights"),
+        (changed(components_c=np.zeros((3, 36), np.float32)), r"\(1, K, D\); found \(3, 36\)"),
+        (changed(components_c=np.ones((80, 3, 36), np.float32)), "class-agnostic"),
+        (changed(components_c=np.ones((1, 3, 35), np.float32)), "D a square number"),
+        (changed(components_c=np.ones((1, 37, 36), np.float32)), "K from 1 to D"),
+        (changed(components_c=np.zeros((1, 3, 36), np.float32)), "zeros only"),
+        (changed(mean_c=np.zeros((36,), np.float32)), r"mean_c .*\(1, 36\); found \(36,\)"),
+        (changed(ratio_c=np.zeros((1, 4), np.float32)), r"ratio_c .*\(1, 3\); found \(1, 4\)"),
+        (changed(mean_c=np.full((1, 36), np.nan, np.float32)), "mean_c must be finite"),
+        (changed(mean_c=np.zeros((1, 36), np.int64)), "mean_c has a wrong type; found int64"),
+        (
+            changed(explained_variance_c=np.array([[1, 0, -1]], np.float32)),
+            "variances must not be negative; found -1.0",
+        ),
+        (changed(sigmoid=np.array([True, False])), "sigmoid must be a single truth value"),
+        (changed(sigmoid=np.array(1.0)), "sigmoid has a wrong type; found float64"),
+    ],
+)
+def test_faulty_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "faulty.npz", **arrays)
+    with pytest.raises(CodecFileError, match=message) as caught:
+        PCACodec.load(tmp_path / "faulty.npz")
+    assert str(tmp_path / "faulty.npz") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Trap:
+    """Leaves a trace when unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("trap-was-sprung",)
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    objects = np.array([[Trap()]], dtype=object)
+    np.savez(tmp_path / "objects.npz", **changed(mean_c=objects))
+    with pytest.raises(CodecFileError, match="plain numbers; found objects"):
+        PCACodec.load(tmp_path / "objects.npz")
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(CodecFileError, match=r"an \.npz archive"):
+        PCACodec.load(tmp_path / "pickle.npz")
+    assert not (tmp_path / "trap-was-sprung").exists()
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(CodecFileError, match="a single array"):
+        PCACodec.load(tmp_path / "array.npy")
+    for name, content in (("empty", b""), ("text", b"hello"), ("zip", b"PK\x03\x04 broken")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CodecFileError, match=r"an \.npz archive"):
+            PCACodec.load(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        PCACodec.load(tmp_path)
+
+
+def test_a_damaged_archive(tmp_path: Path) -> None:
+    path = tmp_path / "codec.npz"
+    PCACodec(4, 6).fit(masks()).save(path)
+    content = bytearray(path.read_bytes())
+    content[300] ^= 0xFF  # within the first array; its checksum fails
+    path.write_bytes(content)
+    with pytest.raises(CodecFileError, match="damaged archive"):
+        PCACodec.load(path)
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(CodecFileError, match=r"an \.npz archive"):
+        PCACodec.load(path)

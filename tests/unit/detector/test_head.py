@@ -1,0 +1,86 @@
+import math
+
+import torch
+
+from meinst.detector.fpn import FPN
+from meinst.detector.head import Head
+
+
+def make_head() -> Head:
+    torch.manual_seed(0)
+    return Head(32, num_classes=3, num_components=5, num_convs=1, strides=(8, 16), norm_groups=8)
+
+
+def features(images: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn((images, 32, *size), generator=generator) for size in ((4, 6), (2, 3))]
+
+
+def test_shapes_and_order_of_points() -> None:
+    outputs = make_head()(features())
+    assert outputs.logits.shape == (2, 30, 3)
+    assert outputs.boxes.shape == (2, 30, 4)
+    assert outputs.centerness.shape == (2, 30)
+    assert outputs.codes.shape == (2, 30, 5)
+    assert outputs.level_sizes == (24, 6)
+    assert outputs.points[7].tolist() == [12, 12]  # row 1, column 1 of six columns
+    assert outputs.strides.tolist() == [8.0] * 24 + [16.0] * 6
+
+
+def test_predictions_belong_to_their_points() -> None:
+    head, maps = make_head().eval(), features(1)
+    outputs = head(maps)
+    by_hand = head.codes(head.mask_tower(maps[0]))[0, :, 1, 2]  # row 1, column 2
+    torch.testing.assert_close(outputs.codes[0, 6 + 2], by_hand)
+    by_hand = (head.boxes(head.box_tower(maps[1])) * head.scales[1]).relu()[0, :, 1, 0]
+    torch.testing.assert_close(outputs.boxes[0, 24 + 3], by_hand)
+
+
+def test_initial_scores_are_one_percent_and_distances_not_negative() -> None:
+    outputs = make_head()(features())
+    assert abs(outputs.logits.sigmoid().mean().item() - 0.01) < 0.005
+    assert (outputs.boxes >= 0).all()
+    assert make_head().logits.bias[0].item() == -torch.tensor(99.0).log().item()
+
+
+def test_initial_weights_are_normal_with_deviation_one_hundredth() -> None:
+    weight = make_head().codes.weight
+    assert abs(weight.std().item() - 0.01) < 0.001
+    assert make_head().codes.bias.abs().sum() == 0
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    head = make_head()
+    outputs = head(features())
+    # of the boxes a loss that the rectifier does not swallow whole
+    total = outputs.logits.sum() + outputs.boxes.square().sum()
+    (total + outputs.centerness.sum() + outputs.codes.square().sum()).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert math.isfinite(parameter.grad.abs().sum().item()), name
+
+
+def test_pyramid_levels_and_their_number() -> None:
+    import pytest
+
+    maps = [torch.randn(1, c, s, s) for c, s in ((8, 16), (16, 8), (24, 4))]
+    levels = FPN((8, 16, 24), 12, 5)(maps)
+    assert [tuple(level.shape) for level in levels] == [
+        (1, 12, 16, 16),
+        (1, 12, 8, 8),
+        (1, 12, 4, 4),
+        (1, 12, 2, 2),
+        (1, 12, 1, 1),
+    ]
+    assert len(FPN((8, 16, 24), 12, 3)(maps)) == 3
+    with pytest.raises(ValueError, match="has 3 or 5 levels, not 4"):
+        FPN((8, 16, 24), 12, 4)
+
+
+def test_coarsest_levels_come_from_p5() -> None:
+    pyramid = FPN((8, 16, 24), 12, 5)
+    maps = [torch.randn(1, c, s, s) for c, s in ((8, 16), (16, 8), (24, 4))]
+    levels = pyramid(maps)
+    extra = pyramid.net.extra_blocks
+    torch.testing.assert_close(levels[3], extra.p6(levels[2]))
+    torch.testing.assert_close(levels[4], extra.p7(levels[3].relu()))

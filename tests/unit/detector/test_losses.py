@@ -1,0 +1,161 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from meinst.codecs import PCACodec
+from meinst.detector.losses import LossOptions, compute_losses, dice_loss
+from meinst.ops.points import make_points
+from meinst.types import HeadOutputs, Target
+
+LIMITS = (32.0,)
+
+
+@pytest.fixture(scope="module")
+def codec() -> PCACodec:
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand((200, 7, 7), generator=generator) > 0.5).to(torch.uint8)
+    return PCACodec(6, 7).fit(masks)
+
+
+def make_outputs(images: int, classes: int = 3, seed: int = 0) -> HeadOutputs:
+    points, strides = make_points([(8, 8), (4, 4)], [8, 16])
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).requires_grad_()
+
+    return HeadOutputs(
+        logits=rand(images, 80, classes),
+        boxes=(torch.rand((images, 80, 4), generator=generator) * 3).requires_grad_(),
+        centerness=rand(images, 80),
+        codes=rand(images, 80, 6),
+        points=points,
+        strides=strides,
+        level_sizes=(64, 16),
+    )
+
+
+def empty_target() -> Target:
+    return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 7, 7).byte())
+
+
+def one_target(label: int = 1) -> Target:
+    mask = torch.zeros(1, 7, 7).byte()
+    mask[:, 2:5] = 1
+    return Target(torch.tensor([[10.0, 10.0, 40.0, 30.0]]), torch.tensor([label]), mask)
+
+
+ALL = LossOptions(pixel_weight=1.0, dice_weight=1.0)
+
+
+def test_a_batch_without_instances_is_all_background(codec: PCACodec) -> None:
+    outputs = make_outputs(2)
+    losses = compute_losses(outputs, [empty_target(), empty_target()], codec, LIMITS, ALL)
+    probability = outputs.logits.sigmoid()
+    # n_pos is at least 1; every class of every point is a negative: 0.75 p^2 (-log(1 - p))
+    expected = (0.75 * probability**2 * -torch.log1p(-probability)).sum()
+    torch.testing.assert_close(losses["class"], expected)
+    assert all(losses[name] == 0 for name in ("box", "centerness", "code", "pixel", "dice"))
+    sum(losses.values()).backward()
+    assert outputs.codes.grad is not None
+
+
+def test_losses_by_hand_for_one_positive(codec: PCACodec) -> None:
+    # One image, one level, one point in the middle of the box: l = r = 1.875, t = b = 1.25
+    points, strides = make_points([(1, 1)], [8])
+    outputs = HeadOutputs(
+        logits=torch.zeros(1, 1, 2),
+        boxes=torch.tensor([[[1.0, 1.0, 1.0, 1.0]]]),
+        centerness=torch.zeros(1, 1),
+        codes=torch.zeros(1, 1, 6),
+        points=points + 16,  # (20, 20)
+        strides=strides,
+        level_sizes=(1,),
+    )
+    target = replace(one_target(), boxes=torch.tensor([[5.0, 10.0, 35.0, 30.0]]))
+    losses = compute_losses(outputs, [target], codec, (), LossOptions())
+    # focal: positive 0.25 * 0.5^2 * log 2, negative 0.75 * 0.5^2 * log 2
+    assert losses["class"].item() == pytest.approx(0.25 * math.log(2))
+    assert losses["centerness"].item() == pytest.approx(math.log(2))  # target 1, logit 0
+    # giou: I = 2 * 2, U = 3.75 * 2.5 = enclosing
+    assert losses["box"].item() == pytest.approx(1 - 4 / 9.375)
+    wanted = codec.transform(target.masks)[0]
+    assert losses["code"].item() == pytest.approx(wanted.square().sum().item() / 6, rel=1e-5)
+
+
+def test_a_batch_equals_its_images_weighted_by_their_normalisers(codec: PCACodec) -> None:
+    outputs = make_outputs(2)
+    targets = [one_target(0), one_target(2)]
+    both = compute_losses(outputs, targets, codec, LIMITS, ALL)
+    single = []
+    for i in range(2):
+        part = replace(
+            outputs,
+            logits=outputs.logits[i : i + 1],
+            boxes=outputs.boxes[i : i + 1],
+            centerness=outputs.centerness[i : i + 1],
+            codes=outputs.codes[i : i + 1],
+        )
+        single.append(compute_losses(part, targets[i : i + 1], codec, LIMITS, ALL))
+    # both images have the same box, so the same normalisers: the batch is the mean
+    for name, value in both.items():
+        torch.testing.assert_close(value, (single[0][name] + single[1][name]) / 2)
+
+
+def test_an_image_without_instances_does_not_shift_the_others_masks(codec: PCACodec) -> None:
+    outputs = make_outputs(3)
+    targets = [one_target(), empty_target(), one_target(2)]
+    together = compute_losses(outputs, targets, codec, LIMITS, ALL)
+    swapped = replace(
+        outputs,
+        logits=outputs.logits[[0, 2, 1]],
+        boxes=outputs.boxes[[0, 2, 1]],
+        centerness=outputs.centerness[[0, 2, 1]],
+        codes=outputs.codes[[0, 2, 1]],
+    )
+    moved = compute_losses(swapped, [targets[0], targets[2], targets[1]], codec, LIMITS, ALL)
+    for name, value in together.items():
+        torch.testing.assert_close(value, moved[name])
+
+
+def test_normalisers_are_averaged_over_processes(codec: PCACodec) -> None:
+    outputs = make_outputs(1)
+    plain = compute_losses(outputs, [one_target()], codec, LIMITS, ALL)
+    # a second process without positives halves the mean, and so doubles the losses
+    halved = compute_losses(outputs, [one_target()], codec, LIMITS, ALL, lambda n: n / 2)
+    for name in ("class", "box", "centerness", "code", "dice"):
+        torch.testing.assert_close(halved[name], plain[name] * 2)
+
+
+def test_every_output_gets_a_gradient_and_targets_stay_unchanged(codec: PCACodec) -> None:
+    outputs, target = make_outputs(1), one_target()
+    before = target.boxes.clone(), target.masks.clone()
+    torch.stack(
+        list(compute_losses(outputs, [target], codec, LIMITS, ALL).values())
+    ).sum().backward()
+    for tensor in (outputs.logits, outputs.boxes, outputs.centerness, outputs.codes):
+        assert tensor.grad is not None
+        assert tensor.grad.abs().sum() > 0
+    assert torch.equal(target.boxes, before[0])
+    assert torch.equal(target.masks, before[1])
+
+
+def test_weights_of_zero_leave_a_loss_out(codec: PCACodec) -> None:
+    options = LossOptions(code_weight=0.0, dice_weight=2.0)
+    outputs = make_outputs(1)
+    losses = compute_losses(outputs, [one_target()], codec, LIMITS, options)
+    assert set(losses) == {"class", "box", "centerness", "dice"}
+    once = compute_losses(outputs, [one_target()], codec, LIMITS, replace(options, dice_weight=1.0))
+    torch.testing.assert_close(losses["dice"], 2 * once["dice"])
+
+
+def test_dice_by_hand() -> None:
+    # soft 0.5 everywhere, 2 of 4 pixels wanted: 1 - (2 * 1 + 1) / (1 + 2 + 1)
+    logits, masks = torch.zeros(1, 4), torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    assert dice_loss(logits, masks).item() == pytest.approx(0.25)
+    assert dice_loss(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+    perfect = nn.functional.one_hot(torch.tensor([2]), 4).float()
+    assert dice_loss((perfect * 2 - 1) * 50, perfect).item() == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,132 @@
+import math
+
+import pytest
+import torch
+
+from meinst.codecs import PCACodec
+from meinst.detector.select import ImageSize, SelectOptions, select_detections
+from meinst.types import HeadOutputs
+
+
+@pytest.fixture(scope="module")
+def codec() -> PCACodec:
+    generator = torch.Generator().manual_seed(0)
+    return PCACodec(4, 5).fit((torch.rand((99, 5, 5), generator=generator) > 0.5).byte())
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def outputs_at(
+    points: list[tuple[float, float]],
+    scores: list[list[float]],
+    centerness: list[float],
+    level_sizes: tuple[int, ...] | None = None,
+    half: float = 1.0,
+) -> HeadOutputs:
+    """One image; stride 8, every box reaches ``half`` strides to all sides."""
+    count = len(points)
+    return HeadOutputs(
+        logits=torch.tensor([[[logit(p) for p in row] for row in scores]]),
+        boxes=torch.full((1, count, 4), half),
+        centerness=torch.tensor([[logit(p) for p in centerness]]),
+        codes=torch.arange(count * 4.0).view(1, count, 4),
+        points=torch.tensor(points),
+        strides=torch.full((count,), 8.0),
+        level_sizes=level_sizes or (count,),
+    )
+
+
+def select(outputs, codec, size=None, **options):
+    size = size or ImageSize((100, 200), (100, 200))
+    names = tuple("abc"[: outputs.logits.shape[2]])
+    return select_detections(outputs, [size], codec, names, SelectOptions(**options))[0]
+
+
+def test_nothing_above_the_threshold_gives_no_detections(codec: PCACodec) -> None:
+    found = select(outputs_at([(50, 50)], [[0.04, 0.01]], [0.9]), codec)
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.codes.shape == (0, 4)
+
+
+def test_score_box_label_and_code_of_one_point(codec: PCACodec) -> None:
+    found = select(outputs_at([(50, 40)], [[0.01, 0.64]], [0.25]), codec)
+    assert found.scores.tolist() == pytest.approx([math.sqrt(0.64 * 0.25)])
+    assert found.boxes.tolist() == [[42, 32, 58, 48]]  # point -/+ 1 stride of 8
+    assert found.labels.tolist() == [1]
+    assert found.codes.tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_point_may_be_two_classes_and_the_best_comes_first(codec: PCACodec) -> None:
+    found = select(outputs_at([(50, 40)], [[0.3, 0.6]], [0.9]), codec)
+    assert found.labels.tolist() == [1, 0]
+
+
+def test_threshold_is_on_the_class_score_before_centerness(codec: PCACodec) -> None:
+    found = select(outputs_at([(50, 40), (90, 40)], [[0.06], [0.049]], [0.01, 0.99]), codec)
+    assert found.scores.tolist() == pytest.approx([math.sqrt(0.06 * 0.01)])
+
+
+def test_doubles_of_a_class_are_suppressed_and_of_others_not(codec: PCACodec) -> None:
+    # boxes of 16 pixels a side, 2 apart: IoU 14 / 18 = 0.78 > 0.6
+    points = [(50.0, 40.0), (52.0, 40.0), (52.0, 40.0)]
+    found = select(outputs_at(points, [[0.9, 0.01], [0.8, 0.01], [0.01, 0.7]], [0.9] * 3), codec)
+    assert found.labels.tolist() == [0, 1]
+    # 4 apart: 12 / 20 = 0.6 is not more than the threshold
+    points = [(50.0, 40.0), (54.0, 40.0)]
+    assert len(select(outputs_at(points, [[0.9], [0.8]], [0.9] * 2), codec)) == 2
+
+
+def test_limits_of_levels_and_of_the_image(codec: PCACodec) -> None:
+    points = [(10.0 + 20 * i, 40.0) for i in range(8)]
+    scores = [[0.9 - 0.05 * i] for i in range(8)]
+    outputs = outputs_at(points, scores, [0.9] * 8, level_sizes=(4, 4), half=0.5)
+    found = select(outputs, codec, max_per_level=2)
+    assert found.boxes[:, 0].tolist() == [6, 26, 86, 106]  # the two best of each level
+    assert len(select(outputs, codec, max_detections=3)) == 3
+
+
+def test_ties_with_the_last_kept_score_stay(codec: PCACodec) -> None:
+    points = [(10.0 + 20 * i, 40.0) for i in range(4)]
+    outputs = outputs_at(points, [[0.9], [0.5], [0.5], [0.5]], [0.9] * 4, half=0.5)
+    assert len(select(outputs, codec, max_detections=2)) == 4
+
+
+def test_boxes_are_scaled_to_the_original_clipped_and_dropped_when_empty(codec: PCACodec) -> None:
+    outputs = outputs_at([(4, 4), (50, 40), (300, 40)], [[0.9], [0.8], [0.7]], [0.9] * 3)
+    found = select(outputs, codec, ImageSize((50, 400), (100, 200)))
+    # x doubles, y halves; the first is clipped at 0, the third lies right of the image
+    assert found.boxes.tolist() == [[0, 0, 24, 6], [84, 16, 116, 24]]
+    assert found.codes[:, 0].tolist() == [0, 4]
+
+
+def test_images_of_a_batch_do_not_mix(codec: PCACodec) -> None:
+    one = outputs_at([(50, 40), (90, 40)], [[0.9], [0.01]], [0.9] * 2)
+    two = outputs_at([(50, 40), (90, 40)], [[0.01], [0.8]], [0.9] * 2)
+    batch = HeadOutputs(
+        *(torch.cat((getattr(one, n), getattr(two, n))) for n in ("logits", "boxes")),
+        *(torch.cat((getattr(one, n), getattr(two, n))) for n in ("centerness", "codes")),
+        points=one.points,
+        strides=one.strides,
+        level_sizes=one.level_sizes,
+    )
+    size = ImageSize((100, 200), (100, 200))
+    found = select_detections(batch, [size, size], codec, ("a",), SelectOptions())
+    assert [len(f) for f in found] == [1, 1]
+    assert [f.boxes[0, 0].item() for f in found] == [42, 82]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("candidate_threshold", 0.0),
+        ("candidate_threshold", 1.5),
+        ("score_threshold", -0.1),
+        ("max_detections", 0),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        SelectOptions(**{name: value})

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from meinst.ops.outlines import mask_to_polygons
+
+# pycocotools 2.0 does not know NumPy 2's copy argument.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def rasterised(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+    if not polygons:
+        return np.zeros((height, width), dtype=bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))) > 0
+
+
+def count_parts(mask: np.ndarray) -> int:
+    """Number of 4-connected parts, by flooding."""
+    left, parts = mask.copy(), 0
+    while left.any():
+        parts += 1
+        stack = [tuple(np.argwhere(left)[0])]
+        while stack:
+            y, x = stack.pop()
+            if 0 <= y < left.shape[0] and 0 <= x < left.shape[1] and left[y, x]:
+                left[y, x] = False
+                stack += [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+    return parts
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (1, 1), (3, 4)])
+def test_empty_mask_has_no_polygon(shape):
+    assert mask_to_polygons(np.zeros(shape, dtype=bool)) == []
+
+
+def test_one_pixel():
+    # Pixel (2, 5) covers 5..6 by 2..3.
+    assert mask_to_polygons(np.ones((1, 1), dtype=bool), (5, 2)) == [[5, 2, 6, 2, 6, 3, 5, 3]]
+
+
+def test_hole_is_reached_over_a_slit():
+    mask = np.ones((3, 3), dtype=bool)
+    mask[1, 1] = False
+    # From the hole's top left corner (1, 1) straight up to (1, 0) on the outer walk and back.
+    assert mask_to_polygons(mask) == [[0, 0, 1, 0, 1, 2, 2, 2, 2, 1, 1, 1, 1, 0, 3, 0, 3, 3, 0, 3]]
+
+
+def test_pixels_that_touch_at_a_corner_are_apart():
+    mask = np.array([[1, 0], [0, 1]], dtype=bool)
+    assert mask_to_polygons(mask) == [[0, 0, 1, 0, 1, 1, 0, 1], [1, 1, 2, 1, 2, 2, 1, 2]]
+
+
+@pytest.mark.parametrize("kind", ["noise", "blobs", "few holes"])
+def test_pycocotools_gives_back_the_same_pixels(kind):
+    random = np.random.default_rng(len(kind))
+    holes = 0
+    for _ in range(700):
+        height, width = random.integers(1, 20, 2)
+        noise = random.random((height + 2, width + 2))
+        if kind == "blobs":
+            windows = np.lib.stride_tricks.sliding_window_view(noise, (3, 3))
+            mask = windows.mean((2, 3)) < 0.5
+        else:
+            mask = noise[1:-1, 1:-1] < (random.random() if kind == "noise" else 0.93)
+        before = mask.copy()
+        left, top, right, bottom = (int(number) for number in random.integers(0, 4, 4))
+        whole = np.pad(mask, ((top, bottom), (left, right)))
+        polygons = mask_to_polygons(mask, (left, top))
+        np.testing.assert_array_equal(rasterised(polygons, *whole.shape), whole)
+        np.testing.assert_array_equal(mask, before)
+        assert len(polygons) == count_parts(mask)
+        assert all(count_parts(rasterised([one], *whole.shape)) == 1 for one in polygons)
+        holes += count_parts(np.pad(~mask, 1, constant_values=True)) > 1
+    assert holes > 50

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from meinst.codecs.base import Codec
+from meinst.detections import Detections
+from meinst.ops.draw import PALETTE
+
+# pycocotools 2.0 does not know NumPy 2's copy argument.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SIDE = 4
+NAMES = ("cat", "dog", "otter")
+
+
+class PlainCodec(Codec):
+    """Codes are the soft masks themselves."""
+
+    n_components = SIDE * SIDE
+    mask_size = SIDE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale_", torch.ones(1))
+
+    def inverse_transform(self, codes: Tensor) -> Tensor:
+        return (codes * self.scale_).reshape(-1, SIDE, SIDE)
+
+    def _unused(self, *_: object) -> None:
+        raise NotImplementedError
+
+    fit = partial_fit = merge = transform = inverse_logits = get_config = save = _unused
+    from_config = load = classmethod(_unused)
+
+
+def make(count: int = 3, names: tuple[str, ...] = NAMES, **changes: object) -> Detections:
+    generator = torch.Generator().manual_seed(count)
+    corners = torch.rand(count, 2, generator=generator) * torch.tensor([30.0, 20.0])
+    sizes = torch.rand(count, 2, generator=generator) * 15 + 5
+    codes = torch.rand(count, SIDE * SIDE, generator=generator)
+    fields = {
+        "boxes": torch.cat((corners, corners + sizes), dim=1),
+        "scores": torch.linspace(0.9, 0.3, count),
+        "labels": torch.arange(count) % len(names),
+        "codes": (codes + torch.tensor([0.3])).clamp(max=1),
+        "image_size": (40, 50),
+        "codec": PlainCodec(),
+        "class_names": names,
+    }
+    return Detections(**(fields | changes))
+
+
+def picture() -> np.ndarray:
+    return np.full((40, 50, 3), 100, dtype=np.uint8)
+
+
+@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")
+def test_nothing_found():
+    found = make(0)
+    assert len(found) == 0
+    assert list(found) == []
+    assert repr(found) == "Detections(0; image 40 x 50)"
+    assert found.soft_masks().shape == (0, SIDE, SIDE)
+    assert found.masks().shape == (0, 40, 50)
+    assert found.rle() == found.polygons() == found.to_coco(1) == []
+    assert len(found[[]]) == len(found[:2]) == 0
+    np.testing.assert_array_equal(found.draw(picture()), picture())
+    empty = found.to_supervision()
+    assert len(empty) == 0
+    assert empty.mask.shape == (0, 40, 50)
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make().image_size = (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes": torch.zeros(3, 5)}, r"boxes must have the shape \(3, 4\).*got \(3, 5\)"),
+        ({"scores": torch.zeros(2)}, r"boxes must have the shape \(2, 4\)"),
+        ({"scores": torch.tensor(0.5)}, r"scores must have the shape \(0,\).*got \(\)"),
+        ({"labels": torch.zeros(3, 1).long()}, r"labels must have the shape \(3,\)"),
+        ({"codes": torch.zeros(3, 7)}, r"codes must have the shape \(3, 16\).*16 components"),
+        ({"labels": torch.zeros(3)}, "labels must be int64, got torch.float32"),
+        ({"boxes": torch.zeros(3, 4).long()}, "boxes must be float32, got torch.int64"),
+        ({"labels": torch.tensor([0, 1, 3])}, "into 3 class names, got 0 to 3"),
+        ({"labels": torch.tensor([0, 1, -1])}, "into 3 class names, got -1 to 1"),
+        ({"image_size": (0, 5)}, r"at least 1 pixel, got \(0, 5\)"),
+    ],
+)
+def test_fields_that_do_not_fit_are_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("index", "kept"),
+    [
+        (1, [1]),
+        (-1, [4]),
+        (np.int64(2), [2]),
+        (slice(1, None, 2), [1, 3]),
+        ([3, 0], [3, 0]),
+        (np.array([False, True, True, False, False]), [1, 2]),
+        (torch.tensor([4, 4]), [4, 4]),
+        (torch.tensor([True, False, False, False, True]), [0, 4]),
+    ],
+)
+def test_indexing_keeps_the_fields_together(index, kept):
+    found = make(5)
+    chosen = found[index]
+    for name in ("boxes", "scores", "labels", "codes"):
+        assert torch.equal(getattr(chosen, name), getattr(found, name)[kept])
+    assert chosen.codec is found.codec
+    assert chosen.rle() == [found.rle()[n] for n in kept]
+
+
+def test_iteration_gives_single_detections():
+    assert [len(one) for one in make(3)] == [1, 1, 1]
+    assert [float(one.scores) for one in make(3)] == pytest.approx([0.9, 0.6, 0.3])
+
+
+@pytest.mark.parametrize("index", [3, -4, [0, 7], torch.ones(2, dtype=torch.bool)])
+def test_index_out_of_range_is_an_error(index):
+    with pytest.raises(IndexError):
+        make(3)[index]
+
+
+def test_repr_counts_classes():
+    found = make(4, image_size=(480, 640))
+    assert repr(found) == "Detections(4: 2 cat, 1 dog, 1 otter; image 480 x 640)"
+
+
+def test_to_keeps_the_codec():
+    found = make(3)
+    moved = found.to("cpu")
+    assert moved.codec is found.codec
+    assert moved.rle() == found.rle()
+
+
+def test_codes_with_gradients_decode():
+    codes = torch.ones(1, 16, requires_grad=True)
+    found = make(1, codes=codes, boxes=torch.tensor([[0.0, 0, 5, 5]], requires_grad=True))
+    assert not found.soft_masks().requires_grad
+    assert len(found.to_coco(1)) == 1
+    assert found.draw(picture()).shape == (40, 50, 3)
+
+
+def test_all_forms_of_the_masks_agree():
+    found = make(6)
+    masks = found.masks()
+    assert masks.dtype == torch.bool
+    assert masks.flatten(1).any(1).all()
+    decoded = [coco_mask.decode(rle) > 0 for rle in found.rle()]
+    from_polygons = [
+        coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, 40, 50))) > 0
+        for parts in found.polygons()
+    ]
+    np.testing.assert_array_equal(np.stack(decoded), masks.numpy())
+    np.testing.assert_array_equal(np.stack(from_polygons), masks.numpy())
+
+
+def test_coco_results():
+    found = make(
+        2,
+        boxes=torch.tensor([[1.0, 2.0, 5.0, 10.0], [0.5, 0.25, 2.5, 3.0]]),
+        scores=torch.tensor([0.75, 0.5]),
+        labels=torch.tensor([2, 0]),
+    )
+    results = json.loads(json.dumps(found.to_coco(7, category_ids=(10, 20, 30))))
+    assert [entry["bbox"] for entry in results] == [[1, 2, 4, 8], [0.5, 0.25, 2, 2.75]]
+    assert [entry["category_id"] for entry in results] == [30, 10]
+    assert [entry["score"] for entry in results] == [0.75, 0.5]
+    assert [entry["segmentation"] for entry in results] == found.rle()
+    assert {entry["image_id"] for entry in results} == {7}
+    assert [entry["category_id"] for entry in found.to_coco(7)] == [3, 1]
+    with pytest.raises(ValueError, match="each of the 3 class names, got 2"):
+        found.to_coco(7, category_ids=[1, 2])
+
+
+@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")
+def test_supervision_gets_compact_masks():
+    outside = torch.tensor([[60.0, 60.0, 70.0, 70.0], [49.0, 39.0, 50.0, 40.0]])
+    found = make(5)
+    found = dataclasses.replace(found, boxes=torch.cat((found.boxes[:3], outside)))
+    given = found.to_supervision()
+    import supervision
+
+    assert isinstance(given.mask, supervision.CompactMask)
+    np.testing.assert_array_equal(given.mask.to_dense(), found.masks().numpy())
+    np.testing.assert_array_equal(given.xyxy, found.boxes.numpy())
+    np.testing.assert_array_equal(given.confidence, found.scores.numpy())
+    assert given.class_id.tolist() == [0, 1, 2, 0, 1]
+    assert given.data["class_name"].tolist() == ["cat", "dog", "otter", "cat", "dog"]
+
+
+def test_missing_supervision_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match=r"pip install 'meinst\[app\]'"):
+        make().to_supervision()
+
+
+def test_drawing_stays_inside_the_masks():
+    found, image = make(3), picture()
+    drawn = found.draw(image, boxes=False, captions=False)
+    assert drawn.dtype == np.uint8
+    changed = torch.from_numpy((drawn != image).any(axis=-1))
+    assert torch.equal(changed, found.masks().any(0))
+    assert (image == 100).all()
+    np.testing.assert_array_equal(drawn, found.draw(image, boxes=False, captions=False))
+
+
+def test_colours_by_class_or_by_place_for_one_class():
+    square = {
+        "boxes": torch.tensor([[0.0, 0, 9, 9], [20, 0, 29, 9]]),
+        "codes": torch.ones(2, 16),
+        "labels": torch.tensor([0, 0]),
+    }
+    for names, second in ((NAMES, PALETTE[0]), (("nucleus",), PALETTE[1])):
+        drawn = make(2, names, **square).draw(picture(), boxes=False, captions=False)
+        assert tuple(drawn[0, 4]) == PALETTE[0]
+        assert tuple(drawn[0, 24]) == second
+
+
+def test_frames_and_captions_by_default_while_there_is_room():
+    large = np.full((400, 500, 3), 100, dtype=np.uint8)
+    few, many = make(3, image_size=(400, 500)), make(31, image_size=(400, 500))
+    plain = {"boxes": False, "captions": False}
+    full = {"boxes": True, "captions": True}
+    np.testing.assert_array_equal(few.draw(large), few.draw(large, **full))
+    np.testing.assert_array_equal(many.draw(large), many.draw(large, **plain))
+    # 40 x 50 pixels are too few for one caption.
+    np.testing.assert_array_equal(make(1).draw(picture()), make(1).draw(picture(), **plain))
+    for single in ({"boxes": True, "captions": False}, {"boxes": False, "captions": True}):
+        assert (few.draw(large, **single) != few.draw(large, **plain)).any()
+        assert (few.draw(large, **single) != few.draw(large, **full)).any()
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (picture().astype(np.float32), {}, "got float32.*to_rgb"),
+        ("picture.jpg", {}, "got str.*to_rgb"),
+        (picture()[:, :-1], {}, r"\(40, 50, 3\), got \(40, 49, 3\)"),
+        (picture()[..., 0], {}, r"got \(40, 50\)"),
+        (picture(), {"alpha": 1.5}, "from 0 to 1, got 1.5"),
+    ],
+)
+def test_what_cannot_be_drawn_on_is_an_error(image, options, message):
+    with pytest.raises(ValueError, match=message):
+        make().draw(image, **options)
