@@ -134,6 +134,18 @@ def test_broken_image_counts_as_empty(
     assert metrics.bbox["AP"] == pytest.approx((76 + 81) / 2 / 101)
 
 
+def test_image_of_another_size_than_annotated_is_a_failure(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(drawn_data.images, images)
+    shutil.copy(images / "small.png", images / "empty.png")
+    data = read_coco(drawn_data.annotations, images)
+    metrics = evaluate(tiny_model, data)
+    assert [failure.path.name for failure in metrics.failures] == ["empty.png"]
+    assert "64 x 64 pixels, but the annotations say 100 x 80" in metrics.failures[0].reason
+
+
 @pytest.mark.parametrize(
     ("change", "instances"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from meinst.data.coco import CocoData
-from meinst.data.images import load_image
+from meinst.data.images import ImageError, load_image
 from meinst.data.transforms import (
     AugmentOptions,
     InputOptions,
@@ -21,6 +22,9 @@ from meinst.data.transforms import (
 from meinst.types import Target
 
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
+_ATTEMPTS = 20  # unreadable images in a row before it is the folder that is broken
+
+log = logging.getLogger("meinst")
 
 
 class TrainingDraws(Dataset[tuple[Tensor, Target]]):
@@ -76,7 +80,22 @@ class TrainingDraws(Dataset[tuple[Tensor, Target]]):
         return len(self._chosen)
 
     def __getitem__(self, draw: int) -> tuple[Tensor, Target]:
-        """Image ``(3, H, W)`` uint8 RGB and its instances."""
+        """Image ``(3, H, W)`` uint8 RGB and its instances.
+
+        An image that cannot be read is skipped with a warning: the next draw takes its place.
+
+        Raises:
+            ImageError: if many draws in a row cannot be read.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._sample(draw + attempt)
+            except ImageError as error:
+                log.warning("skipped in training: %s", error)
+                last = error
+        raise last
+
+    def _sample(self, draw: int) -> tuple[Tensor, Target]:
         epoch, place = divmod(draw, len(self))
         if self._order[0] != epoch:
             order = torch.randperm(len(self), generator=self._generator(_ORDER, epoch))

@@ -36,6 +36,7 @@ class Backbone(nn.Module):
                 "Choose a name from timm.list_models() that supports features_only."
             ) from error
         info: Any = self.net.feature_info
+        self.train()  # modules begin in training mode, batch norms here must not
         self.channels: tuple[int, ...] = tuple(info.channels())
         self.strides: tuple[int, ...] = tuple(info.reduction())
 

@@ -133,7 +133,7 @@ def parse_options(kind: type[T], values: dict[str, Any], where: str) -> T:
     parser.add_class_arguments(kind, "options")
     try:
         parsed = parser.parse_object({"options": values})
-        options: T = parser.instantiate_classes(parsed).options
+        options: T = parser.instantiate(parsed).options
     except (ArgumentError, TypeError, ValueError) as error:
         reason = " ".join(str(error).replace("options.", "").split())
         raise ValueError(f"{where}: {reason}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,13 @@ def train(options: TrainOptions) -> Path:
         options.workers,
     )
     trainee = Trainee(model, recipe, val_data)
+    # Lightning's notes on the machine and its products are no news of this run.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     trainer = _make_trainer(options, recipe, accumulate, checkpoints)
+    # Frozen batch norms are meant; so is resuming between epochs: draws are numbered, see Draws.
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
     trainer.fit(trainee, data_module, ckpt_path=last if options.resume else None, weights_only=True)
     return _finish(options, recipe, trainee, trainer, val_data)
 
@@ -190,7 +197,7 @@ def _make_trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        precision=options.precision or "bf16-mixed",  # type: ignore[arg-type]
+        precision=options.precision or _best_precision(options.accelerator),  # type: ignore[arg-type]
         max_steps=schedule.iterations,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
@@ -206,6 +213,13 @@ def _make_trainer(
             TensorBoardLogger(options.output, name="tensorboard"),
         ],
     )
+
+
+def _best_precision(accelerator: str) -> str:
+    """Mixed where the device computes bfloat16 in hardware."""
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    mixed = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if mixed else "32-true"
 
 
 def _finish(
@@ -227,15 +241,9 @@ def _finish(
     prefix = "model."
     state = {k[len(prefix) :]: v for k, v in best["state_dict"].items() if k.startswith(prefix)}
     model.load_state_dict(state)
-    series = read_logs(options.output / "logs")
-    metrics = {
-        name: values[best["global_step"] - 1]
-        for name, values in series.items()
-        if name.startswith("val/") and best["global_step"] - 1 in values
-    }
-    save_model(model, best_path, recipe, metrics=metrics)
-    content = json.dumps({"update": best["global_step"], **metrics}, indent=2)
+    save_model(model, best_path, recipe, metrics=best["metrics"])
+    content = json.dumps({"update": best["global_step"], **best["metrics"]}, indent=2)
     write_atomically(options.output / "metrics.json", content.encode())
-    draw_curves(series, options.output / "curves.png")
+    draw_curves(read_logs(options.output / "logs"), options.output / "curves.png")
     draw_sheet(model, val_data, options.output / "overlays.jpg")
     return best_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,15 +17,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from meinst.data.batch import DrawSampler, TrainingDraws, collate
 from meinst.data.coco import CocoData
+from meinst.data.images import ImageError
 from meinst.detector.losses import compute_losses
 from meinst.detector.meinst import MEInst
 from meinst.engine.config import Recipe
-from meinst.engine.evaluate import coco_metrics, find_results, match_classes
+from meinst.engine.evaluate import coco_metrics, find_results, ground_truth, match_classes
 from meinst.engine.schedule import lr_factor, make_optimizer
 from meinst.types import HeadOutputs, Target
 
 Batch = tuple[list[Tensor], list[Target]]
 MONITORED = "val/segm_AP"
+log = logging.getLogger("meinst")
 
 
 class Trainee(L.LightningModule):
@@ -43,6 +46,7 @@ class Trainee(L.LightningModule):
         self.validation = validation
         self.classes = match_classes(model.class_names, validation)
         self.results: list[dict[str, Any]] = []
+        self.metrics: dict[str, float] = {}
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Sum of the losses of one batch."""
@@ -63,16 +67,11 @@ class Trainee(L.LightningModule):
                 f"the loss became {total.item()} at update {self.global_step}: "
                 "lower optimizer.lr, or train with --precision 32-true."
             )
-        self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
-        self.log("loss/total", total.detach(), prog_bar=True)
+        # The mean over processes is the loss of the whole batch; see compute_losses.
+        logged = {f"loss/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(logged, sync_dist=True)
+        self.log("loss/total", total.detach(), prog_bar=True, sync_dist=True)
         return total
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, _: int) -> Any:
-        """Move a training batch; a validation batch is only places of images."""
-        if self.trainer.validating:
-            return batch
-        images, targets = batch
-        return [image.to(device) for image in images], [_moved(t, device) for t in targets]
 
     def _mean_over_processes(self, value: Tensor) -> Tensor:
         mean = self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
@@ -84,7 +83,10 @@ class Trainee(L.LightningModule):
         limit = self.model.selection.max_detections
         for index in batch:
             record = self.validation.images[index]
-            self.results += find_results(self.model, record, self.classes, limit)
+            try:
+                self.results += find_results(self.model, record, self.classes, limit)
+            except ImageError as error:  # hours of training are worth more than one image
+                log.warning("counts as having no detections: %s", error)
 
     def on_validation_epoch_end(self) -> None:
         """Measure the results of all processes."""
@@ -97,15 +99,23 @@ class Trainee(L.LightningModule):
         if self.trainer.sanity_checking:
             return
         metrics = coco_metrics(
-            self.validation.annotations,
+            ground_truth(self.validation),
             results,
             self.model.selection.max_detections,
             self.classes.matched_ids,
         )
-        for kind, summary in metrics.items():
-            for name in ("AP", "AP50"):
-                value = summary[name] or 0.0  # None where the file has no instance to find
-                self.log(f"val/{kind}_{name}", value, prog_bar=kind == "segm", rank_zero_only=True)
+        self.metrics = {
+            f"val/{kind}_{name}": summary[name] or 0.0  # None where there is nothing to find
+            for kind, summary in metrics.items()
+            for name in ("AP", "AP50", "AP75")
+        }
+        # Every process has all results and so the same numbers: nothing is left to reduce.
+        for name, value in self.metrics.items():
+            self.log(name, value, prog_bar=name == MONITORED)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the last validation measured beside the weights."""
+        checkpoint["metrics"] = self.metrics
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser, and its learning rate by the update."""
@@ -171,6 +181,13 @@ class Draws(L.LightningDataModule):
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(_Places(range(rank, self.num_validation, world)), collate_fn=list)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, _: int) -> Any:
+        """Move a training batch; a validation batch is only places of images."""
+        if isinstance(batch[0], int):
+            return batch
+        images, targets = batch
+        return [image.to(device) for image in images], [_moved(t, device) for t in targets]
 
 
 class _Places(Dataset[int]):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from meinst.detector.backbone import LITE0, Backbone, lite0_state, load_imagenet_weights
 
@@ -82,6 +82,8 @@ def test_lite0_has_all_tensors_and_knows_a_cat() -> None:
 
 
 def test_batch_norm_keeps_its_statistics_in_training(lite0: Backbone) -> None:
+    fresh = Backbone("resnet18", (2, 3, 4))  # also before anyone calls train()
+    assert not any(m.training for m in fresh.modules() if isinstance(m, nn.BatchNorm2d))
     before = {k: v.clone() for k, v in lite0.state_dict().items() if "running" in k}
     lite0.train()(torch.randn(2, 3, 64, 64))
     lite0.eval()

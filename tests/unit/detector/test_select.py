@@ -74,8 +74,8 @@ def test_doubles_of_a_class_are_suppressed_and_of_others_not(codec: PCACodec) ->
     points = [(50.0, 40.0), (52.0, 40.0), (52.0, 40.0)]
     found = select(outputs_at(points, [[0.9, 0.01], [0.8, 0.01], [0.01, 0.7]], [0.9] * 3), codec)
     assert found.labels.tolist() == [0, 1]
-    # 4 apart: 12 / 20 = 0.6 is not more than the threshold
-    points = [(50.0, 40.0), (54.0, 40.0)]
+    # 5 apart: 11 / 21 = 0.52 is not more than the threshold
+    points = [(50.0, 40.0), (55.0, 40.0)]
     assert len(select(outputs_at(points, [[0.9], [0.8]], [0.9] * 2), codec)) == 2
 
 

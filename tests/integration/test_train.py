@@ -1,0 +1,262 @@
+"""`meinst train` on drawn shapes with a tiny network: what it writes, resuming, processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from meinst.engine.checkpoint import load_model, read_info
+from meinst.engine.config import TrainOptions
+
+if TYPE_CHECKING:
+    from conftest import DrawnData
+
+pytest.importorskip("lightning")
+
+RECIPE = """\
+model:
+  backbone: test_efficientnet
+  strides: [8, 16, 32]
+  distance_limits: [32, 64]
+  channels: 16
+  num_convs: 1
+  norm_groups: 4
+codec: {n_components: 4, mask_size: 14}
+image_size: {shorter_side: 64, longer_side: 96}
+augment: {scale_jitter: [0.8, 1.2], crop_size: 80}
+loss: {dice_weight: 1.0}
+optimizer: {lr: 0.01, frozen_stages: 1, ema_decay: 0.9}
+schedule: {iterations: 8, warmup_iterations: 2, validate_every: 4}
+batch_size: 2
+"""
+
+# Third-party warnings that a user sees none of, or that say nothing of this run.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*GPU available but not used"),
+]
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def make_options(data: DrawnData, recipe: Path, output: Path) -> TrainOptions:
+    return TrainOptions(
+        train_images=data.images,
+        train_annotations=data.annotations,
+        val_images=data.images,
+        val_annotations=data.annotations,
+        output=output,
+        recipe=str(recipe),
+        random_backbone=True,
+        accelerator="cpu",
+        precision="32-true",
+        workers=0,
+        checkpoint_every=2,
+    )
+
+
+def as_arguments(options: TrainOptions) -> list[str]:
+    found = [sys.executable, "-m", "meinst", "train"]
+    for name, value in vars(options).items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            found.append(flag)
+        elif value is not None and value is not False:
+            found += [flag, str(value)]
+    return found
+
+
+def losses_of(folder: Path) -> list[float]:
+    rows: list[float] = []
+    for log in sorted(folder.glob("logs/version_*/metrics.csv")):
+        with log.open(newline="") as file:
+            rows += [float(r["loss/total"]) for r in csv.DictReader(file) if r["loss/total"]]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def finished(
+    drawn_data: DrawnData, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of an uninterrupted run."""
+    from meinst.engine.train import train
+
+    output = tmp_path_factory.mktemp("run") / "whole"
+    assert train(make_options(drawn_data, recipe_file, output)) == output / "best.safetensors"
+    return output
+
+
+def test_a_run_leaves_models_recipe_codec_logs_and_pictures(finished: Path) -> None:
+    for name in ("best.safetensors", "last.safetensors", "recipe.yaml", "codec.npz"):
+        assert (finished / name).stat().st_size > 0
+    for name in ("curves.png", "overlays.jpg"):
+        with Image.open(finished / name) as picture:
+            assert picture.size[0] > 500
+    assert list(finished.glob("tensorboard/version_0/events*"))
+    assert len(losses_of(finished)) == 1  # eight updates, logged at the last
+    info = read_info(finished / "best.safetensors")
+    assert info.class_names == ("disc", "box", "star")
+    assert set(info.metrics) == {
+        f"val/{kind}_{ap}" for kind in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")
+    }
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics.pop("update") in (4, 8)
+    assert metrics == info.metrics
+
+
+def test_a_trained_model_finds_something(finished: Path, drawn_data: DrawnData) -> None:
+    model = load_model(finished / "best.safetensors")
+    found = model.predict(drawn_data.images / "large.png", score_threshold=0.0)
+    assert found.image_size == (200, 220)
+    assert len(found) > 0
+
+
+def test_the_kept_weights_are_the_moving_average(finished: Path) -> None:
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    average, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    name = "model.head.codes.weight"
+    assert not torch.equal(average[name], current[name])
+    assert torch.equal(load_file(finished / "last.safetensors")[name[6:]], average[name])
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(
+    finished: Path, drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    output = tmp_path / "killed"
+    options = make_options(drawn_data, recipe_file, output)
+    process = subprocess.Popen(as_arguments(options), stderr=subprocess.DEVNULL)
+    last = output / "checkpoints" / "last.ckpt"
+    while not last.is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    reached = torch.load(last, weights_only=True)["global_step"]
+    assert 2 <= reached < 8
+    with pytest.raises(ValueError, match="holds an earlier run; go on with it by --resume"):
+        train(options)
+    train(replace(options, resume=True, recipe=None))
+    ours, theirs = load_file(output / "last.safetensors"), load_file(finished / "last.safetensors")
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    assert losses_of(output)[-1] == losses_of(finished)[-1]
+
+
+def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
+    drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    # Windows of one size: one process pads its images to one size, and padding is seen too.
+    recipe = tmp_path / "square.yaml"
+    recipe.write_text(
+        RECIPE.replace("scale_jitter: [0.8, 1.2], crop_size: 80", "crop_size: 64").replace(
+            "iterations: 8", "iterations: 3"
+        )
+    )
+    options = make_options(drawn_data, recipe, tmp_path / "one")
+    train(options)
+    both = replace(options, output=tmp_path / "two", devices=2)
+    subprocess.run(as_arguments(both), check=True, capture_output=True)
+    one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert len(one) == 1
+    assert two == pytest.approx(one, rel=1e-4)
+    ours, theirs = (load_file(tmp_path / n / "last.safetensors") for n in ("two", "one"))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    options = make_options(drawn_data, recipe_file, tmp_path / "full")
+    process = subprocess.Popen(as_arguments(options), stderr=subprocess.DEVNULL)
+    last = tmp_path / "full" / "checkpoints" / "last.ckpt"
+    while not last.is_file():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = last.read_bytes()
+
+    def small_disk() -> None:  # no file may grow beyond this: a write fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    failed = subprocess.run(
+        as_arguments(replace(options, resume=True)),
+        preexec_fn=small_disk,
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 2
+    error = failed.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "File too large" in error
+    assert last.read_bytes() == before
+
+
+def test_starting_from_a_trained_model_keeps_what_fits(
+    finished: Path, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    from meinst.engine import train as module
+
+    content = drawn_data.content()
+    content["categories"] = [{"id": 3, "name": "round"}, {"id": 7, "name": "box"}]
+    renamed = tmp_path / "renamed.json"
+    renamed.write_text(json.dumps(content))
+    start = str(finished / "best.safetensors")
+    options = replace(
+        make_options(drawn_data, Path(), tmp_path / "out"),
+        train_annotations=renamed,
+        init=start,
+        recipe=None,
+    )
+    from meinst.data.coco import read_coco
+
+    recipe = module._find_recipe(options)
+    assert recipe.schedule.iterations == 8
+    model = module._make_model(options, recipe, read_coco(renamed))
+    source = load_model(start).state_dict()
+    for name, tensor in model.state_dict().items():
+        if name.startswith("head.logits."):
+            assert len(tensor) == 2  # made anew for the new classes
+        else:
+            assert torch.equal(tensor, source[name]), name
+    other = replace(recipe, model=replace(recipe.model, num_convs=2))
+    with pytest.raises(ValueError, match="--init has another network than the recipe"):
+        module._make_model(options, other, read_coco(renamed))
+
+
+def test_batches_that_do_not_divide_are_refused(
+    drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    options = make_options(drawn_data, recipe_file, tmp_path / "odd")
+    with pytest.raises(ValueError, match="batch_size 2 is no multiple of 1 devices times 3"):
+        train(replace(options, images_per_device=3))
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train(replace(options, resume=True))
+    assert not (tmp_path / "odd").exists()

@@ -1,0 +1,64 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from meinst.engine.config import Recipe, list_recipes, load_recipe, parse_options, plain_values
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_file_is_the_default_recipe(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "")) == Recipe()
+
+
+def test_values_reach_their_place_and_the_rest_keeps_its_default(tmp_path: Path) -> None:
+    text = "model: {strides: [4, 8], distance_limits: [32]}\noptimizer: {lr: 1e-3}\nbatch_size: 2"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.model.strides == (4, 8)
+    assert recipe.optimizer.lr == 0.001
+    assert recipe.batch_size == 2
+    assert recipe.schedule == Recipe().schedule
+
+
+def test_plain_values_and_parsing_are_inverse(tmp_path: Path) -> None:
+    recipe = replace(Recipe(), batch_size=7)
+    assert load_recipe(write(tmp_path, yaml.safe_dump(plain_values(recipe)))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optimiser: {lr: 1}", ["optimiser"]),
+        ("optimizer: {learning_rate: 1}", ["learning_rate"]),
+        ("optimizer: {lr: fast}", ["lr", "fast"]),
+        ("schedule: {decay: linear}", ["decay", "linear"]),
+        ("selection: {candidate_threshold: 2}", ["candidate_threshold", "got 2"]),
+        ("- 1", ["mapping", "list"]),
+        ("a: [", ["not a YAML file"]),
+    ],
+)
+def test_faults_name_the_file_and_the_key(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=str(path)) as caught:
+        load_recipe(path)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'nowhere' is neither a file nor one of .*nuclei"):
+        load_recipe("nowhere")
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_shipped_recipes_are_whole_and_say_how_to_run_them(name: str) -> None:
+    recipe = load_recipe(name)
+    assert len(recipe.model.distance_limits) == len(recipe.model.strides) - 1
+    assert parse_options(Recipe, plain_values(recipe), name) == recipe

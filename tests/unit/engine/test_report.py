@@ -1,0 +1,42 @@
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from meinst.data.coco import read_coco
+from meinst.engine.report import draw_curves, draw_sheet, read_logs
+
+
+def write_log(folder: Path, version: int, rows: list[str]) -> None:
+    path = folder / f"version_{version}" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(["epoch,step,loss/total,val/segm_AP", *rows]))
+    os.utime(path, (version, version))
+
+
+def test_no_logs_give_no_series_and_empty_panels(tmp_path: Path) -> None:
+    assert read_logs(tmp_path) == {}
+    draw_curves({}, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as curves:
+        assert curves.size[0] > 500
+
+
+def test_a_resumed_runs_later_values_count(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, ["0,1,5.0,", "0,2,4.0,", "0,2,,0.1"])
+    write_log(tmp_path, 1, ["0,2,3.5,", "0,3,3.0,"])
+    assert read_logs(tmp_path) == {
+        "loss/total": {1: 5.0, 2: 3.5, 3: 3.0},
+        "val/segm_AP": {2: 0.1},
+    }
+
+
+def test_a_sheet_has_a_tile_for_each_image_up_to_the_count(
+    tiny_model, drawn_data, tmp_path: Path
+) -> None:
+    data = read_coco(drawn_data.annotations, drawn_data.images)
+    draw_sheet(tiny_model, data, tmp_path / "sheet.jpg", count=5)
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (2 * 360, 4 * 360, 3)
+    assert pixels[:60, :90].std() > 10  # the first tile: noise and colours, not bare grey
