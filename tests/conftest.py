@@ -130,6 +130,7 @@ def make_tiny_model(class_names: tuple[str, ...] = ("box", "disc"), seed: int = 
     """
     from meinst.codecs import PCACodec
     from meinst.data.transforms import InputOptions
+    from meinst.detector.head import HeadOptions
     from meinst.detector.meinst import MEInst, ModelOptions
     from meinst.detector.select import SelectOptions
 
@@ -144,8 +145,7 @@ def make_tiny_model(class_names: tuple[str, ...] = ("box", "disc"), seed: int = 
         strides=(8, 16, 32),
         distance_limits=(32, 64),
         channels=16,
-        num_convs=1,
-        norm_groups=4,
+        head=HeadOptions(num_convs=1, norm_groups=4),
     )
     state = torch.get_rng_state()
     torch.manual_seed(seed)  # timm and torch.nn draw initial weights from the global generator

@@ -32,8 +32,7 @@ model:
   strides: [8, 16, 32]
   distance_limits: [32, 64]
   channels: 16
-  num_convs: 1
-  norm_groups: 4
+  head: {num_convs: 1, norm_groups: 4}
 codec: {n_components: 4, mask_size: 14}
 image_size: {shorter_side: 64, longer_side: 96}
 augment: {scale_jitter: [0.8, 1.2], crop_size: 80}
@@ -244,7 +243,7 @@ def test_starting_from_a_trained_model_keeps_what_fits(
             assert len(tensor) == 2  # made anew for the new classes
         else:
             assert torch.equal(tensor, source[name]), name
-    other = replace(recipe, model=replace(recipe.model, num_convs=2))
+    other = replace(recipe, model=replace(recipe.model, channels=32))
     with pytest.raises(ValueError, match="--init has another network than the recipe"):
         module._make_model(options, other, read_coco(renamed))
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from meinst.codecs.clipped_logit import Logits
+
 
 class NotFittedError(ValueError, AttributeError):
     """A codec was used before it was fitted (bases as in scikit-learn)."""
@@ -49,8 +51,17 @@ class Codec(nn.Module, ABC):
         """Learn, in addition, from all masks that ``other`` has seen."""
 
     @abstractmethod
-    def transform(self, masks: Tensor) -> Tensor:
-        """Encode ``masks``, ``(N, S, S)``, as codes ``(N, K)`` float32."""
+    def transform(
+        self,
+        masks: Tensor,
+        *,
+        logits: Logits = "expected",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Encode ``masks``, ``(N, S, S)``, as codes ``(N, K)`` float32.
+
+        A codec without logits refuses others than the expected ones.
+        """
 
     @abstractmethod
     def inverse_logits(self, codes: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ unless told to draw.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,19 +39,37 @@ LOGIT, LOGIT_VARIANCE = _moments()
 """``L`` and ``sigma^2``: mean and variance of an inside pixel's logit."""
 
 
-def clipped_logits(inside: Tensor, generator: torch.Generator | None = None) -> Tensor:
+Logits = Literal["expected", "random", "constant"]
+"""``expected``: ``L`` for all; ``random``: drawn, as published; ``constant``: ``v = 0.01`` for all,
+an option of the published code."""
+
+
+def clipped_logits(
+    inside: Tensor, logits: Logits = "expected", generator: torch.Generator | None = None
+) -> Tensor:
     """Turn binary pixels into logits.
 
     Args:
         inside: bool, any shape.
-        generator: draws each logit, on the same device; without it all are ``+L`` or ``-L``.
+        logits: which of them.
+        generator: draws random logits, on the same device; needed for those, and for them alone.
 
     Returns:
         float32 of the same shape.
+
+    Raises:
+        ValueError: if a generator is missing, or given where nothing is drawn.
     """
+    if (logits == "random") != (generator is not None):
+        raise ValueError(
+            f"Random logits are drawn by a generator, others are not: found logits={logits!r} "
+            f"with {'no' if generator is None else 'a'} generator."
+        )
     signs = 2 * inside.float() - 1
-    if generator is None:
+    if logits == "expected":
         return signs * LOGIT
+    if logits == "constant":
+        return signs * math.log((1 - _BOTTOM) / _BOTTOM)
     draws = torch.rand(inside.shape, generator=generator, device=inside.device)
     v = (_TOP * draws).clamp(min=_BOTTOM)
     return signs * torch.log((1 - v) / v)

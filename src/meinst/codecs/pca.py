@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from meinst.codecs.base import Codec, NotFittedError, binary_masks, checked_codes
-from meinst.codecs.clipped_logit import LOGIT, LOGIT_VARIANCE, clipped_logits
+from meinst.codecs.clipped_logit import LOGIT, LOGIT_VARIANCE, Logits, clipped_logits
 from meinst.codecs.matrix_file import PCAMatrix, read_matrix, write_matrix
 from meinst.codecs.moments import Moments
 
@@ -214,26 +214,32 @@ class PCACodec(Codec):
 
     # Encoding and decoding
 
-    def transform(self, masks: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def transform(
+        self,
+        masks: Tensor,
+        *,
+        logits: Logits = "expected",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Encode masks.
 
         Args:
             masks: ``(N, S, S)`` bool, uint8 or float, binary at one half.
-            generator: draws the clipped logits at random, as the published code does; without
-                it each is replaced by its expectation. Needs ``sigmoid``; on the masks' device.
+            logits: what stands for a pixel; others than the expected one need ``sigmoid``.
+            generator: draws random logits, on the masks' device.
 
         Returns:
             ``(N, K)`` float32.
 
         Raises:
             NotFittedError: the codec is not fitted.
-            ValueError: wrong shape or values, or a generator without ``sigmoid``.
+            ValueError: wrong shape or values, or logits that this codec has not.
         """
         self._check_fitted()
         inside = binary_masks(masks, self.mask_size)  # (N, D)
-        if generator is not None and not self.sigmoid:
-            raise ValueError("Only logits are drawn at random; this codec has sigmoid=False.")
-        values = clipped_logits(inside, generator) if self.sigmoid else inside.float()
+        if logits != "expected" and not self.sigmoid:
+            raise ValueError(f"logits={logits!r} needs logits; this codec has sigmoid=False.")
+        values = clipped_logits(inside, logits, generator) if self.sigmoid else inside.float()
         with torch.autocast(values.device.type, enabled=False):
             codes = (values - self.mean_[0]) @ self.components_[0].T  # (N, K)
         return codes / self._deviation() if self.whiten else codes

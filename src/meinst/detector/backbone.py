@@ -19,12 +19,23 @@ class Backbone(nn.Module):
     Args:
         name: a timm model that supports ``features_only``.
         levels: timm's ``out_indices``; index ``i`` usually has stride ``2 ** (i + 1)``.
+        stride_in_1x1: move each stage's stride from the 3x3 conv to the 1x1 conv before it, as in
+            MSRA's ResNets.
+        frozen_norm: train no batch norm at all.
 
     Raises:
-        ValueError: if timm does not know the name, or has no such levels.
+        ValueError: if timm does not know the name, has no such levels, or the network has no
+            strides that could be moved.
     """
 
-    def __init__(self, name: str, levels: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        levels: tuple[int, ...],
+        *,
+        stride_in_1x1: bool = False,
+        frozen_norm: bool = False,
+    ) -> None:
         super().__init__()
         import timm
 
@@ -35,6 +46,12 @@ class Backbone(nn.Module):
                 f"backbone {name!r} with levels {levels} cannot be built by timm: {error}. "
                 "Choose a name from timm.list_models() that supports features_only."
             ) from error
+        if stride_in_1x1:
+            _move_strides(self.net, name)
+        if frozen_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.requires_grad_(False)
         info: Any = self.net.feature_info
         self.train()  # modules begin in training mode, batch norms here must not
         self.channels: tuple[int, ...] = tuple(info.channels())
@@ -73,6 +90,16 @@ class Backbone(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+
+def _move_strides(net: nn.Module, name: str) -> None:
+    from timm.models.resnet import Bottleneck
+
+    strided = [m for m in net.modules() if isinstance(m, Bottleneck) and m.conv2.stride != (1, 1)]
+    if not strided:
+        raise ValueError(f"stride_in_1x1 is for ResNets of bottleneck blocks, not for {name!r}.")
+    for block in strided:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 
 def _belongs(parameter: str, module: str) -> bool:

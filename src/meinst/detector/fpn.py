@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 
 class FPN(nn.Module):
-    """Feature pyramid (arXiv 1612.03144) without norm, as METHOD 2 says.
+    """Feature pyramid (arXiv 1612.03144), as METHOD 2 says.
 
     Lateral 1x1, nearest up-sampling and sum, output 3x3; two further levels, if asked for, are
     stride-2 convs of the coarsest output and of the rectified first of them.
@@ -18,7 +18,8 @@ class FPN(nn.Module):
         in_channels: channels of the backbone's maps, finest first.
         channels: channels of every output.
         num_levels: ``len(in_channels)`` or two more.
-        norm: makes a norm layer for each conv from its number of channels; None for no norm.
+        norm_groups: groups of the group norm after each conv, the two further levels' excepted;
+            0 for no norm.
 
     Raises:
         ValueError: for another number of levels.
@@ -29,7 +30,7 @@ class FPN(nn.Module):
         in_channels: Sequence[int],
         channels: int,
         num_levels: int,
-        norm: Callable[[int], nn.Module] | None = None,
+        norm_groups: int = 0,
     ) -> None:
         super().__init__()
         from torchvision.ops import FeaturePyramidNetwork
@@ -45,7 +46,7 @@ class FPN(nn.Module):
             list(in_channels),
             channels,
             extra_blocks=LastLevelP6P7(channels, channels) if extra else None,
-            norm_layer=norm,
+            norm_layer=(lambda c: nn.GroupNorm(norm_groups, c)) if norm_groups else None,
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

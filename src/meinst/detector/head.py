@@ -4,27 +4,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from meinst.detector.layers import DeformableConv, LargeKernelPredictor
 from meinst.ops.points import make_points
 from meinst.types import HeadOutputs
 
 PRIOR = 0.01  # score of every class before training; keeps the first focal losses small
 
 
-class Tower(nn.Sequential):
-    """``num_convs`` times 3x3 conv, group norm, ReLU, all of ``channels`` channels."""
+@dataclass(frozen=True)
+class HeadOptions:
+    """The head's layers (METHOD 2).
 
-    def __init__(self, channels: int, num_convs: int, norm_groups: int) -> None:
+    Attributes:
+        num_convs: convs of each of the three towers (class, box, mask).
+        num_shared_convs: convs of the tower before all three.
+        norm_groups: groups of the group norm after each conv; 0 for no norm.
+        deformable: which convs of a tower are deformable: none, the last, or all.
+        modulated: whether deformable convs are version 2, with a weight for each tap.
+        mask_predictor: codes are predicted by a 3x3 conv, or by large separable kernels.
+    """
+
+    num_convs: int = 2
+    num_shared_convs: int = 0
+    norm_groups: int = 32
+    deformable: Literal["none", "last", "all"] = "none"
+    modulated: bool = False
+    mask_predictor: Literal["conv", "large_kernel"] = "conv"
+
+
+class Tower(nn.Sequential):
+    """``num_convs`` times 3x3 conv, group norm (if any), ReLU, all of ``channels`` channels."""
+
+    def __init__(self, channels: int, num_convs: int, options: HeadOptions) -> None:
         layers: list[nn.Module] = []
-        for _ in range(num_convs):
-            layers += [
-                nn.Conv2d(channels, channels, 3, padding=1),
-                nn.GroupNorm(norm_groups, channels),
-                nn.ReLU(inplace=True),
-            ]
+        for index in range(num_convs):
+            last = index == num_convs - 1
+            if options.deformable == "all" or (options.deformable == "last" and last):
+                layers.append(DeformableConv(channels, options.modulated))
+            else:
+                layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+            if options.norm_groups:
+                layers.append(nn.GroupNorm(options.norm_groups, channels))
+            layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 
 
@@ -39,9 +66,8 @@ class Head(nn.Module):
         channels: channels of the pyramid and of the towers.
         num_classes: ``C``.
         num_components: ``K``.
-        num_convs: convs of each tower.
         strides: stride of each level.
-        norm_groups: groups of the towers' group norms.
+        options: its layers.
     """
 
     def __init__(
@@ -49,22 +75,26 @@ class Head(nn.Module):
         channels: int,
         num_classes: int,
         num_components: int,
-        num_convs: int,
         strides: Sequence[int],
-        norm_groups: int = 32,
+        options: HeadOptions,
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
-        self.class_tower = Tower(channels, num_convs, norm_groups)
-        self.box_tower = Tower(channels, num_convs, norm_groups)
-        self.mask_tower = Tower(channels, num_convs, norm_groups)
+        self.shared_tower = Tower(channels, options.num_shared_convs, options)
+        self.class_tower = Tower(channels, options.num_convs, options)
+        self.box_tower = Tower(channels, options.num_convs, options)
+        self.mask_tower = Tower(channels, options.num_convs, options)
         self.logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.boxes = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
-        self.codes = nn.Conv2d(channels, num_components, 3, padding=1)
+        self.codes: nn.Module
+        if options.mask_predictor == "large_kernel":
+            self.codes = LargeKernelPredictor(channels, num_components)
+        else:
+            self.codes = nn.Conv2d(channels, num_components, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(len(self.strides)))
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d):  # offsets included, deformable weights not
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.constant_(self.logits.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
@@ -72,7 +102,8 @@ class Head(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
         """Predict from pyramid levels ``(B, channels, H_l, W_l)``, finest first."""
         logits, boxes, centerness, codes = [], [], [], []
-        for feature, scale in zip(features, self.scales, strict=True):
+        for level, scale in zip(features, self.scales, strict=True):
+            feature = self.shared_tower(level)
             box_feature = self.box_tower(feature)
             logits.append(_per_point(self.logits(self.class_tower(feature))))
             boxes.append(_per_point((self.boxes(box_feature) * scale).relu()))

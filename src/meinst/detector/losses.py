@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meinst.codecs import Codec
+from meinst.codecs.clipped_logit import Logits
 from meinst.detector.assign import BACKGROUND, assign_points
 from meinst.ops.boxes import boxes_to_distances, centerness, giou_of_distances
 from meinst.types import HeadOutputs, Target
@@ -28,6 +29,8 @@ class LossOptions:
         code_weight: weight of the squared error between codes.
         pixel_weight: weight of the binary cross-entropy on decoded masks.
         dice_weight: weight of the Dice loss on decoded masks.
+        target_logits: what stands for a pixel where target masks are encoded: its expected
+            logit, one drawn at random (the published system's), or the constant of clip 0.01.
     """
 
     center_radius: float = 1.5
@@ -38,6 +41,7 @@ class LossOptions:
     code_weight: float = 1.0
     pixel_weight: float = 0.0
     dice_weight: float = 0.0
+    target_logits: Logits = "expected"
 
 
 def level_ranges(strides: Tensor, level_sizes: Sequence[int], limits: Sequence[float]) -> Tensor:
@@ -73,6 +77,7 @@ def compute_losses(
     limits: Sequence[float],
     options: LossOptions,
     mean_over_processes: Callable[[Tensor], Tensor] = lambda value: value,
+    generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """The losses of a batch (METHOD 4); their sum is what training minimises.
 
@@ -85,6 +90,7 @@ def compute_losses(
         mean_over_processes: averages the two normalisers, a ``(2,)`` tensor, over the
             processes of a distributed run, so that ``n`` processes give the losses of one
             with the whole batch.
+        generator: draws the targets' logits where they are random, on the masks' device.
 
     Returns:
         Scalars under ``class``, ``box``, ``centerness`` and, where their weight is not 0,
@@ -123,7 +129,8 @@ def compute_losses(
 
     codes = outputs.codes[positive]  # (N, K)
     if options.code_weight:
-        error = (codes - codec.transform(masks)[instance]).square().sum(-1)
+        wanted_codes = codec.transform(masks, logits=options.target_logits, generator=generator)
+        error = (codes - wanted_codes[instance]).square().sum(-1)
         scale = (c_sum * codes.shape[1]).clamp(min=1.0)
         losses["code"] = options.code_weight * (error * weight).sum() / scale
     if options.pixel_weight or options.dice_weight:

@@ -8,9 +8,9 @@ a short code until somebody asks it for pixels (:mod:`meinst.detections`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from meinst.data.transforms import InputOptions, resize_image
 from meinst.detections import Detections
 from meinst.detector.backbone import Backbone
 from meinst.detector.fpn import FPN
-from meinst.detector.head import Head
+from meinst.detector.head import Head, HeadOptions
 from meinst.detector.select import ImageSize, SelectOptions, select_detections
 from meinst.types import HeadOutputs
 
@@ -40,11 +40,14 @@ class ModelOptions:
         strides: strides of the pyramid's levels; two more than backbone levels at most.
         distance_limits: largest distance from a point to a side of its box, in pixels, of every
             level but the last, which has none.
-        channels: channels of pyramid and head; a multiple of ``norm_groups``.
-        num_convs: convs of each of the head's three towers.
-        norm_groups: groups of the head's group norms.
-        pyramid_norm: whether the pyramid's convs have group norms too.
-        pixel_mean: subtracted from the channels R, G, B, 0 to 255.
+        channels: channels of pyramid and head; a multiple of the groups of their norms.
+        pyramid_norm_groups: groups of the group norm after each conv of the pyramid; 0 for none.
+        head: the head's layers.
+        stride_in_1x1: ResNets have their strides on the first 1x1 conv of a stage, as MSRA's and
+            the published models, instead of on the 3x3.
+        frozen_norm: the backbone's batch norms are not trained at all.
+        channel_order: in which the network takes the channels.
+        pixel_mean: subtracted from the channels R, G, B, 0 to 255, in this order.
         pixel_std: divides them after that.
     """
 
@@ -53,9 +56,11 @@ class ModelOptions:
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     distance_limits: tuple[float, ...] = (64, 128, 256, 512)
     channels: int = 128
-    num_convs: int = 2
-    norm_groups: int = 32
-    pyramid_norm: bool = False
+    pyramid_norm_groups: int = 0
+    head: HeadOptions = field(default_factory=HeadOptions)
+    stride_in_1x1: bool = False
+    frozen_norm: bool = False
+    channel_order: Literal["rgb", "bgr"] = "rgb"
     pixel_mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     pixel_std: tuple[float, float, float] = (128.0, 128.0, 128.0)
 
@@ -92,27 +97,36 @@ class MEInst(nn.Module):
                 f"distance_limits has {len(options.distance_limits)} numbers for "
                 f"{len(options.strides)} strides: give one fewer than strides."
             )
-        if options.channels % options.norm_groups:
-            raise ValueError(
-                f"channels = {options.channels} is no multiple of norm_groups = "
-                f"{options.norm_groups}: change one of them."
-            )
+        for groups in (options.head.norm_groups, options.pyramid_norm_groups):
+            if groups and options.channels % groups:
+                raise ValueError(
+                    f"channels = {options.channels} is no multiple of norm_groups = {groups}: "
+                    "change one of them."
+                )
         self.codec = codec
-        self.backbone = Backbone(options.backbone, options.backbone_levels)
+        self.backbone = Backbone(
+            options.backbone,
+            options.backbone_levels,
+            stride_in_1x1=options.stride_in_1x1,
+            frozen_norm=options.frozen_norm,
+        )
         if self.backbone.strides != options.strides[: len(self.backbone.strides)]:
             raise ValueError(
                 f"strides {options.strides} do not begin with those of backbone_levels "
                 f"{options.backbone_levels}, {self.backbone.strides}: change one of them."
             )
-        norm = (lambda c: nn.GroupNorm(options.norm_groups, c)) if options.pyramid_norm else None
-        self.fpn = FPN(self.backbone.channels, options.channels, len(options.strides), norm)
+        self.fpn = FPN(
+            self.backbone.channels,
+            options.channels,
+            len(options.strides),
+            options.pyramid_norm_groups,
+        )
         self.head = Head(
             options.channels,
             len(self.class_names),
             codec.n_components,
-            options.num_convs,
             options.strides,
-            options.norm_groups,
+            options.head,
         )
         self.register_buffer("pixel_mean", torch.tensor(options.pixel_mean).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(options.pixel_std).view(3, 1, 1), False)
@@ -140,6 +154,8 @@ class MEInst(nn.Module):
         pixels = self.pixel_mean.new_zeros((len(images), 3, height, width))
         for place, image in zip(pixels, images, strict=True):
             normalised = (image.to(place.device) - self.pixel_mean) / self.pixel_std
+            if self.options.channel_order == "bgr":
+                normalised = normalised.flip(0)
             place[:, : image.shape[1], : image.shape[2]] = normalised
         return pixels.contiguous(memory_format=torch.channels_last)
 

@@ -40,17 +40,19 @@ class OptimizerOptions:
         lr: learning rate after the warm-up, for a whole batch.
         backbone_lr_factor: multiplies ``lr`` for the backbone.
         weight_decay: of all weights but those of norms and biases.
+        decay_biases: whether biases and the box scales decay too, as in the published recipes.
         momentum: of SGD.
         clip_norm: largest norm of all gradients together; 0 for no limit.
         frozen_stages: first stages of the backbone that are not trained.
         ema_decay: decay of the moving average of the weights, which is what is kept and
-            validated; 0 for none.
+            validated, reached gradually; 0 for none.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = 4e-4
     backbone_lr_factor: float = 0.5
     weight_decay: float = 0.02
+    decay_biases: bool = False
     momentum: float = 0.9
     clip_norm: float = 5.0
     frozen_stages: int = 2

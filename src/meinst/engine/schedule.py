@@ -28,7 +28,7 @@ def lr_factor(iteration: int, options: ScheduleOptions) -> float:
 def make_optimizer(
     backbone: nn.Module, rest: Iterable[nn.Module], options: OptimizerOptions
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD on the trainable weights; norms and biases without weight decay.
+    """AdamW or SGD on the trainable weights; norms never decay, biases if asked for.
 
     Args:
         backbone: its weights take ``lr * backbone_lr_factor``.
@@ -41,9 +41,11 @@ def make_optimizer(
         (list(rest), options.lr),
     ):
         weights = [p for module in modules for p in module.parameters() if p.requires_grad]
+        norms = {id(p) for module in modules for p in _norm_parameters(module)}
         # Matrices and kernels decay; scales, shifts and biases have one dimension.
-        decayed = [p for p in weights if p.ndim > 1]
-        others = [p for p in weights if p.ndim <= 1]
+        free = [id(p) in norms or (p.ndim <= 1 and not options.decay_biases) for p in weights]
+        decayed = [p for p, is_free in zip(weights, free, strict=True) if not is_free]
+        others = [p for p, is_free in zip(weights, free, strict=True) if is_free]
         groups += [
             {"params": decayed, "lr": lr, "weight_decay": options.weight_decay},
             {"params": others, "lr": lr, "weight_decay": 0.0},
@@ -52,3 +54,10 @@ def make_optimizer(
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
     return torch.optim.AdamW(groups, lr=options.lr)
+
+
+def _norm_parameters(module: nn.Module) -> Iterable[nn.Parameter]:
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    for part in module.modules():
+        if isinstance(part, kinds):
+            yield from part.parameters(recurse=False)

@@ -94,7 +94,7 @@ def train(options: TrainOptions) -> Path:
         accumulate,
         options.workers,
     )
-    trainee = Trainee(model, recipe, val_data)
+    trainee = Trainee(model, recipe, val_data, options.seed)
     # Lightning's notes on the machine and its products are no news of this run.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     trainer = _make_trainer(options, recipe, accumulate, checkpoints)

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -37,18 +38,20 @@ class Trainee(L.LightningModule):
         model: what is trained.
         recipe: by what rules.
         validation: on what ``val/bbox_AP`` and ``val/segm_AP`` are measured.
+        seed: of logits drawn at random, where the recipe has such.
     """
 
-    def __init__(self, model: MEInst, recipe: Recipe, validation: CocoData) -> None:
+    def __init__(self, model: MEInst, recipe: Recipe, validation: CocoData, seed: int) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.validation = validation
+        self.seed = seed
         self.classes = match_classes(model.class_names, validation)
         self.results: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Sum of the losses of one batch."""
         images, targets = batch
         outputs = _in_float32(self.model(images))
@@ -60,6 +63,7 @@ class Trainee(L.LightningModule):
                 self.model.options.distance_limits,
                 self.recipe.loss,
                 self._mean_over_processes,
+                self._generator(batch_index),
             )
         total = torch.stack(list(losses.values())).sum()
         if not total.isfinite():
@@ -72,6 +76,14 @@ class Trainee(L.LightningModule):
         self.log_dict(logged, sync_dist=True)
         self.log("loss/total", total.detach(), prog_bar=True, sync_dist=True)
         return total
+
+    def _generator(self, batch_index: int) -> torch.Generator | None:
+        """For this batch on this process, the same in a resumed run."""
+        if self.recipe.loss.target_logits != "random":
+            return None
+        numbers = (self.seed, batch_index, self.trainer.global_rank)
+        seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+        return torch.Generator(self.device).manual_seed(int(seed[0]))
 
     def _mean_over_processes(self, value: Tensor) -> Tensor:
         mean = self.trainer.strategy.reduce(value.clone(), reduce_op="mean")
@@ -204,10 +216,20 @@ class _Places(Dataset[int]):
         return iter(self.places)
 
 
-def make_ema(decay: float) -> EMAWeightAveraging:
-    """Moving average of the weights: validated, saved as best, and what a run ends with."""
+def make_ema(decay: float) -> WeightAveraging:
+    """Moving average of the weights: validated, saved as best, and what a run ends with.
+
+    The ``n``-th update keeps ``min(decay, (1 + n) / (10 + n))`` of the average: a constant decay
+    would hold on to the random weights of the beginning for thousands of updates.
+    """
+
+    @torch.no_grad()
+    def average(averages: Any, weights: Any, count: Any) -> None:
+        kept = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(averages), list(weights), 1 - kept)
+
     # Buffers never change in training: batch norms keep their statistics, the codec is fitted.
-    return EMAWeightAveraging(decay=decay, use_buffers=False)
+    return WeightAveraging(use_buffers=False, multi_avg_fn=average)
 
 
 def _moved(target: Target, device: torch.device) -> Target:

@@ -33,7 +33,7 @@ def test_expectation_is_a_constant_with_the_pixels_sign() -> None:
 
 def test_draws_have_the_stated_moments_and_limits() -> None:
     inside = torch.ones(1_000_000, dtype=torch.bool)
-    draws = clipped_logits(inside, torch.Generator().manual_seed(0))
+    draws = clipped_logits(inside, "random", torch.Generator().manual_seed(0))
     # Standard errors: sqrt(0.33 / 1e6) = 0.0006 of the mean, about as much of the variance.
     assert draws.mean().item() == pytest.approx(LOGIT, abs=0.003)
     assert draws.var().item() == pytest.approx(LOGIT_VARIANCE, abs=0.003)
@@ -42,9 +42,26 @@ def test_draws_have_the_stated_moments_and_limits() -> None:
     assert (draws == draws.max()).float().mean().item() == pytest.approx(0.2, abs=0.002)
 
 
+def test_the_constant_is_the_clip_itself() -> None:
+    logits = clipped_logits(torch.tensor([True, False]), "constant")
+    assert logits.tolist() == pytest.approx([math.log(99), -math.log(99)])
+
+
+def test_a_generator_is_for_random_logits_and_for_them_alone() -> None:
+    inside = torch.tensor([True])
+    with pytest.raises(ValueError, match="logits='random' with no generator"):
+        clipped_logits(inside, "random")
+    with pytest.raises(ValueError, match="logits='expected' with a generator"):
+        clipped_logits(inside, "expected", torch.Generator())
+
+
 def test_the_generator_decides_the_draws() -> None:
     inside = torch.rand(50, generator=torch.Generator().manual_seed(1)) < 0.5
-    first = clipped_logits(inside, torch.Generator().manual_seed(2))
-    torch.testing.assert_close(first, clipped_logits(inside, torch.Generator().manual_seed(2)))
-    assert not torch.equal(first, clipped_logits(inside, torch.Generator().manual_seed(3)))
+    first = clipped_logits(inside, "random", torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        first, clipped_logits(inside, "random", torch.Generator().manual_seed(2))
+    )
+    assert not torch.equal(
+        first, clipped_logits(inside, "random", torch.Generator().manual_seed(3))
+    )
     assert torch.equal(first > 0, inside)

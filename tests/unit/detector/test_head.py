@@ -1,14 +1,15 @@
 import math
+from typing import Any
 
 import torch
 
 from meinst.detector.fpn import FPN
-from meinst.detector.head import Head
+from meinst.detector.head import Head, HeadOptions
 
 
-def make_head() -> Head:
+def make_head(**changes: Any) -> Head:
     torch.manual_seed(0)
-    return Head(32, num_classes=3, num_components=5, num_convs=1, strides=(8, 16), norm_groups=8)
+    return Head(32, 3, 5, (8, 16), HeadOptions(num_convs=1, norm_groups=8, **changes))
 
 
 def features(images: int = 2) -> list[torch.Tensor]:

@@ -143,6 +143,20 @@ def test_every_output_gets_a_gradient_and_targets_stay_unchanged(codec: PCACodec
     assert torch.equal(target.masks, before[1])
 
 
+def test_target_codes_may_be_drawn_as_published(codec: PCACodec) -> None:
+    outputs, target = make_outputs(1), one_target()
+    options = LossOptions(target_logits="random")
+    drawn = [
+        compute_losses(
+            outputs, [target], codec, LIMITS, options, generator=torch.Generator().manual_seed(seed)
+        )["code"].item()
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(ValueError, match="no generator"):
+        compute_losses(outputs, [target], codec, LIMITS, options)
+
+
 def test_weights_of_zero_leave_a_loss_out(codec: PCACodec) -> None:
     options = LossOptions(code_weight=0.0, dice_weight=2.0)
     outputs = make_outputs(1)

@@ -45,6 +45,13 @@ def test_groups_of_weights() -> None:
     assert found == [(0.05, 0.3, 1), (0.05, 0.0, 3), (0.1, 0.3, 1), (0.1, 0.0, 3)]
 
 
+def test_published_groups_spare_only_the_norms() -> None:
+    head = nn.Sequential(nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4))
+    options = OptimizerOptions(weight_decay=0.3, decay_biases=True)
+    groups = make_optimizer(nn.Conv2d(3, 4, 3), [head], options).param_groups
+    assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.3, 2), (0.3, 2), (0.0, 2)]
+
+
 def test_sgd_has_its_momentum() -> None:
     options = OptimizerOptions(name="sgd", momentum=0.7)
     optimizer = make_optimizer(nn.Linear(2, 2), [nn.Linear(2, 2)], options)

@@ -1,0 +1,23 @@
+"""Put a trained model into the package: float16, with the figures that were measured.
+
+    meinst evaluate --model runs/nuclei/best.safetensors --images val --annotations val.json \
+        --output metrics.json
+    python scripts/ship_model.py runs/nuclei/best.safetensors nuclei metrics.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from meinst.engine.checkpoint import ZOO, load_model, read_info, save_model
+
+source, name, measured = sys.argv[1:]
+content = json.loads(Path(measured).read_text())
+metrics = {
+    f"val/{kind}_{key}": content[kind][key]
+    for kind in ("bbox", "segm")
+    for key in ("AP", "AP50", "AP75")
+}
+target = ZOO / f"{name}.safetensors"
+save_model(load_model(source), target, read_info(source).recipe, half=True, metrics=metrics)
+print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", metrics)

@@ -1,0 +1,72 @@
+"""Layers of the head that torch does not have: deformable convs, the large-kernel predictor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class DeformableConv(nn.Module):
+    """3x3 deformable conv without bias whose offsets a plain 3x3 conv predicts.
+
+    Version 1 (arXiv 1703.06211) has two offsets for each of the nine taps; version 2 (arXiv
+    1811.11168) nine weights through a sigmoid as well, from 27 channels: offsets, then weights.
+
+    Args:
+        channels: in and out.
+        modulated: whether it is version 2.
+    """
+
+    def __init__(self, channels: int, modulated: bool) -> None:
+        super().__init__()
+        self.modulated = modulated
+        self.offset = nn.Conv2d(channels, 27 if modulated else 18, 3, padding=1)
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """``(B, channels, H, W)`` to the same shape."""
+        from torchvision.ops import deform_conv2d
+
+        offset, mask = self.offset(feature), None
+        if self.modulated:
+            offset, mask = offset[:, :18], offset[:, 18:].sigmoid()
+        # torchvision's kernel knows neither bfloat16 nor channels-last.
+        with torch.autocast(feature.device.type, enabled=False):
+            result: Tensor = deform_conv2d(
+                feature.float(),
+                offset.float(),
+                self.weight,
+                padding=1,
+                mask=None if mask is None else mask.float(),
+            )
+        return result
+
+
+class LargeKernelPredictor(nn.Module):
+    """Global convolutional network's predictor (arXiv 1703.02719): two separable large kernels.
+
+    A ``k x 1`` then a ``1 x k`` conv, and the same in the other order, summed.
+
+    Args:
+        channels: in.
+        outputs: out, and between the two convs.
+        kernel: ``k``, odd.
+    """
+
+    def __init__(self, channels: int, outputs: int, kernel: int = 7) -> None:
+        super().__init__()
+        half = kernel // 2
+        self.tall_first = nn.Sequential(
+            nn.Conv2d(channels, outputs, (kernel, 1), padding=(half, 0)),
+            nn.Conv2d(outputs, outputs, (1, kernel), padding=(0, half)),
+        )
+        self.wide_first = nn.Sequential(
+            nn.Conv2d(channels, outputs, (1, kernel), padding=(0, half)),
+            nn.Conv2d(outputs, outputs, (kernel, 1), padding=(half, 0)),
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """``(B, channels, H, W)`` to ``(B, outputs, H, W)``."""
+        result: Tensor = self.tall_first(feature) + self.wide_first(feature)
+        return result
