@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from meinst.codecs import Codec, PCACodec
@@ -29,7 +29,7 @@ from meinst.engine.checkpoint import (
 from meinst.engine.config import Recipe, TrainOptions, load_recipe, plain_values
 from meinst.engine.fit import fit_codec
 from meinst.engine.report import draw_curves, draw_sheet, read_logs
-from meinst.engine.trainee import MONITORED, Draws, Trainee, make_ema
+from meinst.engine.trainee import MONITORED, Draws, ResumableBar, Trainee, make_ema
 
 log = logging.getLogger("meinst")
 
@@ -189,7 +189,7 @@ def _make_trainer(
             enable_version_counter=False,
         ),
         LearningRateMonitor("step"),
-        TQDMProgressBar(refresh_rate=5),
+        ResumableBar(refresh_rate=5),
     ]
     if recipe.optimizer.ema_decay:
         callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))

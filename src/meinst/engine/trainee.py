@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -214,6 +214,17 @@ class _Places(Dataset[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.places)
+
+
+class ResumableBar(TQDMProgressBar):
+    """Lightning's progress bar, with the end and the pace of a resumed run as well."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin where the run does; Lightning sets the end when an epoch begins, at 0."""
+        super().on_train_start(trainer, pl_module)
+        bar = self.train_progress_bar
+        bar.reset(total=int(trainer.num_training_batches))
+        bar.initial = trainer.global_step * trainer.accumulate_grad_batches
 
 
 def make_ema(decay: float) -> WeightAveraging:

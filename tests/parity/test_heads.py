@@ -1,0 +1,72 @@
+"""Feature maps and raw outputs at shorter side 160, against the published system's."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from published import FIXTURES, WEIGHTS, at_side, load_published, recorded
+
+from meinst.data.images import load_image
+from meinst.data.transforms import resize_image
+from meinst.types import HeadOutputs
+
+TOLERANCE = 5e-4  # of the largest recorded value where that is larger than 1
+LEVELS = (3, 4, 5, 6, 7)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize("weights", WEIGHTS),
+]
+
+
+@functools.cache
+def features_and_outputs(weights: str) -> tuple[list[torch.Tensor], HeadOutputs]:
+    model = at_side(load_published(weights), 160)
+    image = resize_image(load_image(FIXTURES / "a.png"), model.image_size)
+    with torch.inference_mode():
+        pixels = model.prepare([torch.from_numpy(image).permute(2, 0, 1)])
+        features = model.fpn(model.backbone(pixels))
+        return features, model.head(features)
+
+
+def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.shape == theirs.shape
+    difference = np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max())
+    assert difference <= TOLERANCE
+
+
+def test_resized_picture(weights: str) -> None:
+    model = at_side(load_published(weights), 160)
+    resized = resize_image(load_image(FIXTURES / "a.png"), model.image_size)  # (H, W, 3) RGB
+    theirs = recorded(f"heads_{weights}_160_a")["resized_image"]  # (3, H, W) BGR
+    np.testing.assert_array_equal(resized[..., ::-1].transpose(2, 0, 1), theirs)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_pyramid(weights: str, level: int) -> None:
+    features, _ = features_and_outputs(weights)
+    theirs = recorded(f"heads_{weights}_160_a")[f"fpn_p{level}"]
+    assert_close(features[LEVELS.index(level)][0].numpy(), theirs)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("cls_logits", "logits"),
+        ("bbox_reg", "boxes"),
+        ("ctrness", "centerness"),
+        ("mask_coef", "codes"),
+    ],
+)
+@pytest.mark.parametrize("level", LEVELS)
+def test_raw_outputs(weights: str, level: int, theirs: str, ours: str) -> None:
+    _, outputs = features_and_outputs(weights)
+    wanted = recorded(f"heads_{weights}_160_a")[f"{theirs}_p{level}"]  # (channels, H, W)
+    place = LEVELS.index(level)
+    start = sum(outputs.level_sizes[:place])
+    points = slice(start, start + outputs.level_sizes[place])
+    found = getattr(outputs, ours)[0, points].reshape(-1, len(wanted)).T  # (channels, H * W)
+    assert_close(found.numpy(), wanted.reshape(len(wanted), -1))
