@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,45 @@ def test_killed_and_resumed_ends_with_the_same_weights(
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
     assert losses_of(output)[-1] == losses_of(finished)[-1]
+    for name in ("metrics.json", "best.safetensors", "codec.npz"):
+        assert (output / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_finished_run_resumed_changes_nothing_and_is_not_overwritten(
+    finished: Path, drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    output = tmp_path / "again"
+    shutil.copytree(finished, output)
+    options = make_options(drawn_data, recipe_file, output)
+    train(replace(options, resume=True, recipe=None))
+    for name in ("last.safetensors", "best.safetensors", "metrics.json", "codec.npz"):
+        assert (output / name).read_bytes() == (finished / name).read_bytes(), name
+    (output / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        train(options)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_with_its_code_and_a_hint(
+    sent: signal.Signals, code: int, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "long.yaml"
+    recipe.write_text(RECIPE.replace("iterations: 8", "iterations: 4000"))
+    options = make_options(drawn_data, recipe, tmp_path / "out")
+    process = subprocess.Popen(as_arguments(options), stderr=subprocess.PIPE, text=True)
+    last = tmp_path / "out" / "checkpoints" / "last.ckpt"
+    while not last.is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, errors = process.communicate()
+    assert process.returncode == code, errors
+    assert "stopped at update" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert torch.load(last, weights_only=True)["global_step"] > 0
 
 
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
@@ -195,6 +235,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     process = subprocess.Popen(as_arguments(options), stderr=subprocess.DEVNULL)
     last = tmp_path / "full" / "checkpoints" / "last.ckpt"
     while not last.is_file():
+        assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.wait()
@@ -219,33 +260,35 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 def test_starting_from_a_trained_model_keeps_what_fits(
     finished: Path, drawn_data: DrawnData, tmp_path: Path
 ) -> None:
-    from meinst.engine import train as module
+    from meinst.engine import start as module
 
     content = drawn_data.content()
     content["categories"] = [{"id": 3, "name": "round"}, {"id": 7, "name": "box"}]
     renamed = tmp_path / "renamed.json"
     renamed.write_text(json.dumps(content))
-    start = str(finished / "best.safetensors")
+    weights = str(finished / "best.safetensors")
     options = replace(
         make_options(drawn_data, Path(), tmp_path / "out"),
         train_annotations=renamed,
-        init=start,
+        init=weights,
         recipe=None,
     )
     from meinst.data.coco import read_coco
 
-    recipe = module._find_recipe(options)
+    recipe = module.find_recipe(options)
     assert recipe.schedule.iterations == 8
-    model = module._make_model(options, recipe, read_coco(renamed))
-    source = load_model(start).state_dict()
+    model = module.make_model(options, recipe, read_coco(renamed))
+    source = load_model(weights).state_dict()
     for name, tensor in model.state_dict().items():
         if name.startswith("head.logits."):
             assert len(tensor) == 2  # made anew for the new classes
         else:
             assert torch.equal(tensor, source[name]), name
     other = replace(recipe, model=replace(recipe.model, channels=32))
-    with pytest.raises(ValueError, match="--init has another network than the recipe"):
-        module._make_model(options, other, read_coco(renamed))
+    with pytest.raises(
+        ValueError, match=r"--init has another network than the recipe: model\.channels differ"
+    ):
+        module.make_model(options, other, read_coco(renamed))
 
 
 def test_batches_that_do_not_divide_are_refused(

@@ -19,7 +19,7 @@ def parse_arguments(
     arguments: Sequence[str],
     command: str,
     examples: str,
-    positional: str | None = None,
+    positional: str | tuple[str, ...] = (),
     description: str | None = None,
 ) -> T:
     """Read a subcommand's options.
@@ -30,7 +30,8 @@ def parse_arguments(
         arguments: what follows the subcommand's name.
         command: the subcommand's name.
         examples: command lines, one a line.
-        positional: the field, a list of strings, that takes the arguments without a name.
+        positional: the field, a list of strings, that takes the arguments without a name; or
+            several fields that take one each.
         description: what the command does, where the docstring tells something else.
 
     Raises:
@@ -56,6 +57,13 @@ def parse_arguments(
             name = option.name.removesuffix("s")
             parser.add_argument(
                 option.name, nargs="+", metavar=name.upper(), help=_help(option, texts)
+            )
+        elif isinstance(positional, tuple) and option.name in positional:
+            parser.add_argument(
+                option.name,
+                type=hints[option.name],
+                metavar=option.name.upper(),
+                help=_help(option, texts),
             )
         else:
             _add_option(parser, option, hints[option.name], _help(option, texts))

@@ -19,6 +19,7 @@ COMMANDS = {
     "models": "list the shipped models",
     "train": "train on your own COCO-format data",
     "evaluate": "measure a model: COCO box and mask AP",
+    "convert": "use the published MEInst weights, or an ImageNet backbone",
 }
 
 EXAMPLES = """\
@@ -29,21 +30,22 @@ examples:
       --train-images train --train-annotations train.json \\
       --val-images val --val-annotations val.json
   meinst evaluate --model runs/mine/best.safetensors --images val --annotations val.json
+  meinst convert MEInst_R_50_3x.pth r50_3x.safetensors
 
 `meinst COMMAND --help` tells a command's options. Exit code: 0 all done; 1 part of it failed
 (the rest is done); 2 bad arguments or input; 130 interrupted. MEINST_TRACEBACK=1 in the
 environment shows where in the code an error was raised."""
 
 # What the engine raises with a message for users; anything else is a fault of this program.
-KNOWN_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
+KNOWN_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, ``sys.argv`` by default, and return its exit code."""
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("interrupted", *stop.args, file=sys.stderr, sep=": ")
         return 130
     except KNOWN_ERRORS as error:
         if os.environ.get("MEINST_TRACEBACK"):

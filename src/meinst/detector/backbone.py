@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         """Feature maps of normalised images ``(B, 3, H, W)``, finest first."""
         # On the CPU, oneDNN's bfloat16 gradients of depthwise convs are many times slower than
         # float32's, and more than undo what mixed precision wins.
-        with torch.autocast(pixels.device.type, enabled=pixels.device.type != "cpu"):
+        with torch.autocast("cpu", enabled=False):
             features: list[Tensor] = self.net(pixels)
         return features
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import pairwise
 from typing import Literal, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from meinst.codecs import Codec
-from meinst.data.images import to_rgb
+from meinst.data.images import ImageLike, to_rgb
 from meinst.data.transforms import InputOptions, resize_image
 from meinst.detections import Detections
 from meinst.detector.backbone import Backbone
@@ -27,7 +25,7 @@ from meinst.detector.head import Head, HeadOptions
 from meinst.detector.select import ImageSize, SelectOptions, select_detections
 from meinst.types import HeadOutputs
 
-ImageLike = str | Path | Image.Image | np.ndarray
+PAD_MULTIPLE = 32  # the coarsest stride of usual backbones
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,24 @@ class ModelOptions:
     pixel_mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     pixel_std: tuple[float, float, float] = (128.0, 128.0, 128.0)
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not go together."""
+        if len(self.distance_limits) != len(self.strides) - 1:
+            raise ValueError(
+                f"distance_limits has {len(self.distance_limits)} numbers for "
+                f"{len(self.strides)} strides: give one fewer than strides."
+            )
+        if any(after != 2 * before for before, after in pairwise(self.strides)):
+            raise ValueError(f"strides must double from level to level, got {self.strides}.")
+        if any(after <= before for before, after in pairwise((0.0, *self.distance_limits))):
+            raise ValueError(f"distance_limits must rise from above 0, got {self.distance_limits}.")
+        for groups in (self.head.norm_groups, self.pyramid_norm_groups):
+            if groups and self.channels % groups:
+                raise ValueError(
+                    f"channels = {self.channels} is no multiple of norm_groups = {groups}: "
+                    "change one of them."
+                )
+
 
 class MEInst(nn.Module):
     """Single-shot instance segmentation by mask encoding (arXiv 2003.11712).
@@ -92,17 +108,8 @@ class MEInst(nn.Module):
         self.image_size = image_size or InputOptions()
         self.selection = selection or SelectOptions()
         self.class_names = tuple(class_names)
-        if len(options.distance_limits) != len(options.strides) - 1:
-            raise ValueError(
-                f"distance_limits has {len(options.distance_limits)} numbers for "
-                f"{len(options.strides)} strides: give one fewer than strides."
-            )
-        for groups in (options.head.norm_groups, options.pyramid_norm_groups):
-            if groups and options.channels % groups:
-                raise ValueError(
-                    f"channels = {options.channels} is no multiple of norm_groups = {groups}: "
-                    "change one of them."
-                )
+        if not self.class_names:
+            raise ValueError("class_names is empty: a model has at least one class.")
         self.codec = codec
         self.backbone = Backbone(
             options.backbone,
@@ -146,11 +153,10 @@ class MEInst(nn.Module):
     def prepare(self, images: Sequence[Tensor]) -> Tensor:
         """Normalise, then pad right and bottom with zeros to one size: ``(B, 3, H, W)``.
 
-        Sides are multiples of the largest backbone stride, at least 32.
+        Sides are multiples of :data:`PAD_MULTIPLE`.
         """
-        multiple = max(32, *self.backbone.strides)
-        height = -(-max(image.shape[1] for image in images) // multiple) * multiple
-        width = -(-max(image.shape[2] for image in images) // multiple) * multiple
+        height = -(-max(image.shape[1] for image in images) // PAD_MULTIPLE) * PAD_MULTIPLE
+        width = -(-max(image.shape[2] for image in images) // PAD_MULTIPLE) * PAD_MULTIPLE
         pixels = self.pixel_mean.new_zeros((len(images), 3, height, width))
         for place, image in zip(pixels, images, strict=True):
             normalised = (image.to(place.device) - self.pixel_mean) / self.pixel_std
@@ -182,7 +188,7 @@ class MEInst(nn.Module):
         max_detections: int | None = None,
     ) -> list[Detections]: ...
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(
         self,
         image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
@@ -226,6 +232,21 @@ class MEInst(nn.Module):
             ImageSize(before.shape[:2], after.shape[:2])
             for before, after in zip(originals, resized, strict=True)
         ]
-        outputs = self([torch.from_numpy(image).permute(2, 0, 1) for image in resized])
-        found = select_detections(outputs, sizes, self.codec, self.class_names, selection)
-        return [one[one.scores >= selection.score_threshold] for one in found]
+        found: dict[int, Detections] = {}
+        # Images of one padded size together: padding would change what group norms see.
+        for places in _same_padded_size(sizes):
+            outputs = self([torch.from_numpy(resized[i]).permute(2, 0, 1) for i in places])
+            group = [sizes[i] for i in places]
+            kept = select_detections(outputs, group, self.codec, self.class_names, selection)
+            found.update(zip(places, kept, strict=True))
+        threshold = selection.score_threshold
+        return [found[i][found[i].scores >= threshold] for i in range(len(images))]
+
+
+def _same_padded_size(sizes: Sequence[ImageSize]) -> list[list[int]]:
+    """Places of images that are padded to the same size."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, size in enumerate(sizes):
+        height, width = (-(-side // PAD_MULTIPLE) for side in size.resized)
+        groups.setdefault((height, width), []).append(place)
+    return list(groups.values())

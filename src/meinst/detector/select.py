@@ -56,7 +56,7 @@ class ImageSize:
     resized: tuple[int, int]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def select_detections(
     outputs: HeadOutputs,
     sizes: Sequence[ImageSize],

@@ -17,6 +17,7 @@ from meinst.engine.config import Recipe, parse_options, plain_values
 
 ZOO = Path(__file__).parent.parent / "zoo" / "models"
 FORMAT = "meinst-1"
+_METADATA = ("class_names", "codec", "recipe", "metrics")
 
 
 class ModelFileError(ValueError):
@@ -187,11 +188,17 @@ def _read(path: Path, *, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
             f"{path}: not a complete safetensors file ({error}). "
             "Use a file that `meinst train` wrote, or the name of a shipped model."
         ) from error
-    recipe = parse_options(Recipe, json.loads(metadata["recipe"]), str(path))
+    try:
+        values = {name: json.loads(metadata[name]) for name in _METADATA}
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ModelFileError(
+            f"{path}: its description is damaged ({type(error).__name__}: {error}). "
+            "Use the file as `meinst train` wrote it."
+        ) from error
     info = ModelInfo(
-        class_names=tuple(json.loads(metadata["class_names"])),
-        recipe=recipe,
-        codec=json.loads(metadata["codec"]),
-        metrics=json.loads(metadata["metrics"]),
+        class_names=tuple(values["class_names"]),
+        recipe=parse_options(Recipe, values["recipe"], str(path)),
+        codec=values["codec"],
+        metrics=values["metrics"],
     )
     return info, tensors

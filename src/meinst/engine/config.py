@@ -85,6 +85,15 @@ class ScheduleOptions:
     step_factor: float = 0.1
     validate_every: int = 1000
 
+    def __post_init__(self) -> None:
+        """Refuse a run that would not end with a validation."""
+        _check_positive(self, "iterations", "validate_every")
+        if self.iterations > self.validate_every and self.iterations % self.validate_every:
+            raise ValueError(
+                f"iterations = {self.iterations} is no multiple of validate_every = "
+                f"{self.validate_every}: the last weights would not be validated."
+            )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -113,6 +122,17 @@ class Recipe:
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     batch_size: int = 4
     skip_empty: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse an empty batch."""
+        _check_positive(self, "batch_size")
+
+
+def _check_positive(options: object, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 T = TypeVar("T")
@@ -202,6 +222,8 @@ class TrainOptions:
             ``default``.
         init: a shipped or trained model to start from; by default the backbone starts from
             ImageNet weights and the rest from scratch.
+        backbone_weights: a file that meinst convert made of a backbone, to start the backbone
+            from; by default it starts from ImageNet weights of its package or of timm's hub.
         random_backbone: start the backbone from random weights too.
         codec: a fitted codec (.npz); by default that of ``init``, or one fitted on the
             training annotations.
@@ -213,7 +235,8 @@ class TrainOptions:
         precision: Lightning's, for example ``32-true`` or ``bf16-mixed``; by default mixed on
             CPUs and GPUs with bfloat16.
         images_per_device: images that a device takes at once; updates are accumulated to the
-            recipe's batch size. By default the batch size divided by the devices.
+            recipe's batch size, each part's losses with normalisers of its own. By default the
+            batch size divided by the devices.
         workers: processes that prepare images, for each device.
         checkpoint_every: updates between two savings of the last checkpoint.
     """
@@ -225,6 +248,7 @@ class TrainOptions:
     output: Path
     recipe: str | None = None
     init: str | None = None
+    backbone_weights: Path | None = None
     random_backbone: bool = False
     codec: Path | None = None
     resume: bool = False
@@ -236,3 +260,10 @@ class TrainOptions:
     images_per_device: int | None = None
     workers: int = 1
     checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no run."""
+        names = ("devices", "num_nodes", "images_per_device", "checkpoint_every")
+        _check_positive(self, *names)
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}.")

@@ -201,7 +201,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _path(record: ImageRecord) -> Path:
-    assert record.path is not None, "evaluation needs data that was read with its image folder"
+    if record.path is None:
+        raise ValueError(
+            f"image {record.id} has no file: read the annotations with their image folder, "
+            "read_coco(annotations, images)."
+        )
     return record.path
 
 

@@ -43,10 +43,12 @@ def fit_codec(data: CocoData, options: CodecOptions) -> PCACodec:
 def _chunks(data: CocoData, size: int) -> Iterator[NDArray[np.uint8]]:
     """The data set's masks ``(N, S, S)``, about ``_CHUNK`` at a time."""
     held: list[NDArray[np.uint8]] = []
+    count = 0
     for instances in data.instances:
         held.append(instances.select(np.flatnonzero(~instances.crowd)).masks(size))
-        if sum(map(len, held)) >= _CHUNK:
+        count += len(held[-1])
+        if count >= _CHUNK:
             yield np.concatenate(held)
-            held = []
+            held, count = [], 0
     if held:
         yield np.concatenate(held)

@@ -102,8 +102,8 @@ def predict_files(
             )
             labels = Counter(model.class_names[label] for label in found.labels.tolist())
             counts = dict(labels.most_common())
-        except (ImageError, OSError) as failure:
-            error = str(failure)
+        except (ImageError, OSError, MemoryError, RuntimeError) as failure:
+            error = str(failure) or type(failure).__name__
         outcome = ImageResult(
             source,
             None if error else output / name,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,23 +15,18 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
-from meinst.codecs import Codec, PCACodec
 from meinst.data.batch import TrainingDraws
 from meinst.data.coco import CocoData, read_coco
-from meinst.detector.backbone import load_imagenet_weights
 from meinst.detector.meinst import MEInst
-from meinst.engine.checkpoint import (
-    build_model,
-    load_model,
-    read_info,
-    save_model,
-    write_atomically,
-)
-from meinst.engine.config import Recipe, TrainOptions, load_recipe, plain_values
-from meinst.engine.fit import fit_codec
+from meinst.engine.callbacks import LastCheckpoint, ResumableBar, make_ema
+from meinst.engine.checkpoint import save_model, write_atomically
+from meinst.engine.config import Recipe, TrainOptions, plain_values
+from meinst.engine.predict import check_folder
 from meinst.engine.report import draw_curves, draw_sheet, read_logs
-from meinst.engine.trainee import MONITORED, Draws, ResumableBar, Trainee, make_ema
+from meinst.engine.start import check_start, find_recipe, make_model
+from meinst.engine.trainee import MONITORED, Draws, Trainee
 
 log = logging.getLogger("meinst")
 
@@ -53,10 +50,8 @@ def train(options: TrainOptions) -> Path:
             an old one.
         RuntimeError: if there are no ImageNet weights to start from.
     """
-    checkpoints = options.output / "checkpoints"
-    last = checkpoints / "last.ckpt"
-    _check_output(options, last)
-    recipe = _find_recipe(options)
+    check_start(options)
+    recipe = find_recipe(options)
     world = options.devices * options.num_nodes
     per_device = options.images_per_device or max(recipe.batch_size // world, 1)
     accumulate, remainder = divmod(recipe.batch_size, per_device * world)
@@ -66,24 +61,25 @@ def train(options: TrainOptions) -> Path:
             f"{per_device} images_per_device: change one of them."
         )
 
+    check_folder(options.output)
     train_data = read_coco(options.train_annotations, options.train_images)
     val_data = read_coco(options.val_annotations, options.val_images)
     for data in (train_data, val_data):
-        if data.report.dropped:
-            log.warning("%s", data.report)
-    L.seed_everything(options.seed, workers=True, verbose=False)
-    model = _make_model(options, recipe, train_data)
+        if str(data.report):
+            log.warning("%s:\n%s", data.annotations, data.report)
+    last = options.output / "checkpoints" / "last.ckpt"
+    seed = _read_checkpoint(last)["seed"] if options.resume else options.seed
+    L.seed_everything(seed, workers=True, verbose=False)
+    model = make_model(options, recipe, train_data)
     model.backbone.freeze(recipe.optimizer.frozen_stages)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "recipe.yaml").write_text(yaml.safe_dump(plain_values(recipe)))
-    model.codec.save(options.output / "codec.npz")
+    _write_start(options.output, recipe, model)
 
     draws = TrainingDraws(
         train_data,
         recipe.image_size,
         recipe.augment,
         model.codec.mask_size,
-        seed=options.seed,
+        seed=seed,
         skip_empty=recipe.skip_empty,
     )
     data_module = Draws(
@@ -94,103 +90,61 @@ def train(options: TrainOptions) -> Path:
         accumulate,
         options.workers,
     )
-    trainee = Trainee(model, recipe, val_data, options.seed)
+    trainee = Trainee(model, recipe, val_data, seed)
     # Lightning's notes on the machine and its products are no news of this run.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    trainer = _make_trainer(options, recipe, accumulate, checkpoints)
+    trainer = _make_trainer(options, recipe, accumulate, last)
     # Frozen batch norms are meant; so is resuming between epochs: draws are numbered, see Draws.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
-    trainer.fit(trainee, data_module, ckpt_path=last if options.resume else None, weights_only=True)
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")  # Lightning's own
+    try:
+        ckpt_path = last if options.resume else None
+        trainer.fit(trainee, data_module, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to SIGTERM and to Ctrl-C
+        hint = f"stopped at update {trainer.global_step}; go on with --resume"
+        if trainer.received_sigterm:
+            log.warning(hint)
+            raise SystemExit(128 + signal.SIGTERM) from stop
+        raise KeyboardInterrupt(hint) from stop
     return _finish(options, recipe, trainee, trainer, val_data)
 
 
-def _check_output(options: TrainOptions, last: Path) -> None:
-    if options.resume and not last.is_file():
-        raise FileNotFoundError(
-            f"{last}: nothing to resume; leave out --resume to begin a run in this folder."
-        )
-    if not options.resume and last.is_file():
+@rank_zero_only
+def _write_start(output: Path, recipe: Recipe, model: MEInst) -> None:
+    content = yaml.safe_dump(plain_values(recipe), sort_keys=False)
+    write_atomically(output / "recipe.yaml", content.encode())
+    model.codec.save(output / "codec.npz")
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{options.output}: holds an earlier run; go on with it by --resume, "
-            "or choose another --output."
-        )
+            f"{path}: not a whole checkpoint ({' '.join(str(error).split())[:80]}); put back a "
+            "whole one, for example the best.ckpt beside it."
+        ) from error
+    return checkpoint
 
 
-def _find_recipe(options: TrainOptions) -> Recipe:
-    if options.recipe is not None:
-        return load_recipe(options.recipe)
-    if options.resume:
-        return load_recipe(options.output / "recipe.yaml")
-    return read_info(options.init).recipe if options.init else load_recipe("default")
-
-
-def _make_model(options: TrainOptions, recipe: Recipe, data: CocoData) -> MEInst:
-    """The network with the weights that it starts from."""
-    start = load_model(options.init) if options.init else None
-    codec: Codec
-    if options.codec is not None:
-        codec = PCACodec.load(options.codec)
-    elif start is not None:
-        codec = start.codec
-    else:
-        codec = fit_codec(data, recipe.codec)
-    model = build_model(data.class_names, recipe, codec)
-    if options.resume:  # all weights come from the checkpoint
-        return model
-    if start is not None:
-        _take_weights(model, start)
-    elif not options.random_backbone:
-        source = load_imagenet_weights(model.backbone, recipe.model.backbone)
-        log.info("backbone %s starts from %s", recipe.model.backbone, source)
-    return model
-
-
-def _take_weights(model: MEInst, start: MEInst) -> None:
-    """Copy what fits; class logits and codes only where they mean the same."""
-    if model.options != start.options:
-        raise ValueError(
-            f"--init has another network than the recipe: {start.options} against "
-            f"{model.options}. Leave out --recipe to train by the recipe of --init."
-        )
-    anew = []
-    if model.class_names != start.class_names:
-        anew.append("head.logits.")
-    same_codec = model.codec.state_dict().keys() == start.codec.state_dict().keys() and all(
-        torch.equal(mine, start.codec.state_dict()[name])
-        for name, mine in model.codec.state_dict().items()
-    )
-    if not same_codec:
-        anew.append("head.codes.")
-    skipped = (*anew, "codec.")
-    taken = {k: v for k, v in start.state_dict().items() if not k.startswith(skipped)}
-    model.load_state_dict(taken, strict=False)
-    if anew:
-        log.info("made anew, because classes or codec differ: %s", ", ".join(anew))
-
-
-def _make_trainer(
-    options: TrainOptions, recipe: Recipe, accumulate: int, checkpoints: Path
-) -> L.Trainer:
+def _make_trainer(options: TrainOptions, recipe: Recipe, accumulate: int, last: Path) -> L.Trainer:
     schedule = recipe.schedule
     callbacks: list[Any] = [
         ModelCheckpoint(
-            checkpoints,
+            last.parent,
             filename="best",
             monitor=MONITORED,
             mode="max",
             enable_version_counter=False,
         ),
-        ModelCheckpoint(
-            checkpoints,
-            filename="last",
-            every_n_train_steps=options.checkpoint_every,
-            enable_version_counter=False,
-        ),
         LearningRateMonitor("step"),
         ResumableBar(refresh_rate=5),
     ]
+    validate_every = min(schedule.validate_every, schedule.iterations)
+    # After ModelCheckpoint, whose best score is part of the state.
+    callbacks.append(LastCheckpoint(last, options.checkpoint_every, validate_every))
     if recipe.optimizer.ema_decay:
         callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))
     return L.Trainer(
@@ -202,9 +156,10 @@ def _make_trainer(
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=recipe.optimizer.clip_norm or None,
-        val_check_interval=min(schedule.validate_every, schedule.iterations) * accumulate,
+        val_check_interval=validate_every * accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
+        enable_model_summary=False,
         log_every_n_steps=min(20, schedule.iterations),
         use_distributed_sampler=False,
         callbacks=callbacks,
@@ -234,15 +189,16 @@ def _finish(
     if not trainer.is_global_zero:
         return best_path
     model = trainee.model.cpu().eval()
-    save_model(model, options.output / "last.safetensors", recipe)
-    best = torch.load(
-        options.output / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True
-    )
     prefix = "model."
-    state = {k[len(prefix) :]: v for k, v in best["state_dict"].items() if k.startswith(prefix)}
-    model.load_state_dict(state)
-    save_model(model, best_path, recipe, metrics=best["metrics"])
-    content = json.dumps({"update": best["global_step"], **best["metrics"]}, indent=2)
+    for name in ("last", "best"):
+        checkpoint = _read_checkpoint(options.output / "checkpoints" / f"{name}.ckpt")
+        state = checkpoint["state_dict"]  # the moving average, where there is one
+        model.load_state_dict(
+            {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        )
+        metrics = checkpoint["metrics"]
+        save_model(model, options.output / f"{name}.safetensors", recipe, metrics=metrics)
+    content = json.dumps({"update": checkpoint["global_step"], **metrics}, indent=2)
     write_atomically(options.output / "metrics.json", content.encode())
     draw_curves(read_logs(options.output / "logs"), options.output / "curves.png")
     draw_sheet(model, val_data, options.output / "overlays.jpg")

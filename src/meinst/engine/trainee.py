@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from meinst.data.batch import DrawSampler, TrainingDraws, collate
 from meinst.data.coco import CocoData
@@ -123,11 +121,12 @@ class Trainee(L.LightningModule):
         }
         # Every process has all results and so the same numbers: nothing is left to reduce.
         for name, value in self.metrics.items():
-            self.log(name, value, prog_bar=name == MONITORED)
+            self.log(name, value, prog_bar=name == MONITORED, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the last validation measured beside the weights."""
+        """Keep what the last validation measured, and the seed, beside the weights."""
         checkpoint["metrics"] = self.metrics
+        checkpoint["seed"] = self.seed
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser, and its learning rate by the update."""
@@ -192,7 +191,8 @@ class Draws(L.LightningDataModule):
         """Places of the validation images that this process takes."""
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        return DataLoader(_Places(range(rank, self.num_validation, world)), collate_fn=list)
+        places: Any = range(rank, self.num_validation, world)
+        return DataLoader(places, collate_fn=list)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, _: int) -> Any:
         """Move a training batch; a validation batch is only places of images."""
@@ -200,47 +200,6 @@ class Draws(L.LightningDataModule):
             return batch
         images, targets = batch
         return [image.to(device) for image in images], [_moved(t, device) for t in targets]
-
-
-class _Places(Dataset[int]):
-    def __init__(self, places: Sequence[int]) -> None:
-        self.places = places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> int:
-        return self.places[index]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.places)
-
-
-class ResumableBar(TQDMProgressBar):
-    """Lightning's progress bar, with the end and the pace of a resumed run as well."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin where the run does; Lightning sets the end when an epoch begins, at 0."""
-        super().on_train_start(trainer, pl_module)
-        bar = self.train_progress_bar
-        bar.reset(total=int(trainer.num_training_batches))
-        bar.initial = trainer.global_step * trainer.accumulate_grad_batches
-
-
-def make_ema(decay: float) -> WeightAveraging:
-    """Moving average of the weights: validated, saved as best, and what a run ends with.
-
-    The ``n``-th update keeps ``min(decay, (1 + n) / (10 + n))`` of the average: a constant decay
-    would hold on to the random weights of the beginning for thousands of updates.
-    """
-
-    @torch.no_grad()
-    def average(averages: Any, weights: Any, count: Any) -> None:
-        kept = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(list(averages), list(weights), 1 - kept)
-
-    # Buffers never change in training: batch norms keep their statistics, the codec is fitted.
-    return WeightAveraging(use_buffers=False, multi_avg_fn=average)
 
 
 def _moved(target: Target, device: torch.device) -> Target:

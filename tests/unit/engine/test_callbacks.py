@@ -5,7 +5,7 @@ from torch.optim.swa_utils import AveragedModel
 
 pytest.importorskip("lightning")
 
-from meinst.engine.trainee import make_ema
+from meinst.engine.callbacks import make_ema
 
 
 def test_the_average_forgets_its_beginning_first_and_reaches_its_decay() -> None:
