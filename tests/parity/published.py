@@ -8,18 +8,19 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from meinst.compat.adelaidet import from_adelaidet
+from meinst.compat.coco_classes import COCO_CLASSES
 from meinst.data.images import load_image
 from meinst.data.transforms import InputOptions, resized_size
 from meinst.detections import Detections
 from meinst.detector.meinst import MEInst
+from meinst.engine.config import load_recipe
 from meinst.types import HeadOutputs
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -41,57 +42,11 @@ def _checkpoint(weights: str) -> dict[str, Tensor]:
     return state
 
 
-def our_name(key: str) -> str:
-    """LOCAL stand-in for compat's mapping."""
-    if key.startswith("backbone.bottom_up."):
-        key = key.removeprefix("backbone.bottom_up.")
-        key = key.replace("stem.conv1.norm.", "bn1.").replace("stem.conv1.", "conv1.")
-        key = re.sub(r"res(\d)\.", lambda m: f"layer{int(m[1]) - 1}.", key)
-        key = key.replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
-        key = re.sub(r"conv(\d)\.norm\.", r"bn\1.", key)
-        return "backbone.net." + key
-    if match := re.match(r"backbone\.fpn_(lateral|output)(\d)\.(.*)", key):
-        kind = "inner" if match[1] == "lateral" else "layer"
-        return f"fpn.net.{kind}_blocks.{int(match[2]) - 3}.0.{match[3]}"
-    if "top_block" in key:
-        return key.replace("backbone.top_block", "fpn.net.extra_blocks")
-    if "mask_encoding" in key:
-        names = {
-            "components": "components_",
-            "means": "mean_",
-            "explained_variances": "explained_variance_",
-        }
-        return "codec." + names[key.split(".")[-1]]
-    key = key.replace("proposal_generator.MEInst_head.", "head.")
-    key = re.sub(r"scales\.\d\.scale", "scales", key)
-    for old, new in (
-        ("cls_tower", "class_tower"),
-        ("bbox_tower", "box_tower"),
-        ("cls_logits", "logits"),
-        ("bbox_pred", "boxes"),
-        ("ctrness", "centerness"),
-        ("mask_pred", "codes"),
-        (".conv.weight", ".weight"),
-    ):
-        key = key.replace(old, new)
-    return key
-
-
 @functools.cache
 def load_published(weights: str) -> MEInst:
     """The network with the published weights of a recording; shared, so copy before changing it."""
-    from meinst.codecs import PCACodec
-    from meinst.engine.checkpoint import build_model
-    from meinst.engine.config import load_recipe
-
-    recipe = load_recipe(RECIPES[weights])
-    model = build_model(tuple(str(i) for i in range(80)), recipe, PCACodec())
-    theirs = _checkpoint(weights)
-    ours = {our_name(k): v[None] if "mask_encoding" in k else v for k, v in theirs.items()}
-    scales = [v for k, v in theirs.items() if ".scales." in k]
-    ours["head.scales"] = torch.stack(scales).flatten()
-    found = model.load_state_dict(ours, strict=False)
-    assert not found.unexpected_keys
+    state = _checkpoint(weights)
+    model = from_adelaidet(state, load_recipe(RECIPES[weights]), COCO_CLASSES)
     return model.eval()
 
 

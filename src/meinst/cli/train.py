@@ -37,6 +37,5 @@ def run(arguments: Sequence[str]) -> int:
         ) from error
     logging.basicConfig(format="%(message)s")
     logging.getLogger("meinst").setLevel(logging.INFO)
-    best = train(options)
-    print(f"model: {best}")
+    train(options)
     return 0

@@ -202,4 +202,5 @@ def _finish(
     write_atomically(options.output / "metrics.json", content.encode())
     draw_curves(read_logs(options.output / "logs"), options.output / "curves.png")
     draw_sheet(model, val_data, options.output / "overlays.jpg")
+    log.info("model: %s", best_path)
     return best_path

@@ -101,6 +101,23 @@ def test_an_unknown_option_in_the_file_is_refused(tiny_model_file: Path, tmp_pat
         load_model(path)
 
 
+def test_a_damaged_description_is_told(tiny_model_file: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(tiny_model_file, "pt") as file:
+        metadata = file.metadata()
+    path = tmp_path / "damaged.safetensors"
+    without = {key: value for key, value in metadata.items() if key != "recipe"}
+    for changed in (without, {**metadata, "recipe": "{oops"}):
+        save_file(load_file(tiny_model_file), path, changed)
+        with pytest.raises(ModelFileError, match=r"damaged\.safetensors: its description"):
+            load_model(path)
+
+
+def test_the_models_that_should_be_shipped_are() -> None:
+    assert list_models() == ["nuclei", "photos"]
+
+
 def test_an_interrupted_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

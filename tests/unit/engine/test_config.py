@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from meinst.engine.config import Recipe, list_recipes, load_recipe, parse_options, plain_values
+from meinst.engine.config import (
+    Recipe,
+    TrainOptions,
+    list_recipes,
+    load_recipe,
+    parse_options,
+    plain_values,
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -50,6 +57,31 @@ def test_faults_name_the_file_and_the_key(tmp_path: Path, text: str, words: list
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "schedule: {iterations: 10, validate_every: 4}",
+            "10 is no multiple of validate",
+        ),
+        ("schedule: {iterations: 0}", "iterations must be at least 1, got 0"),
+        ("batch_size: 0", "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_numbers_that_make_no_run_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load_recipe(write(tmp_path, text))
+
+
+def test_train_options_are_checked() -> None:
+    paths = [Path()] * 5
+    for name in ("devices", "num_nodes", "images_per_device", "checkpoint_every"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            TrainOptions(*paths, **{name: 0})
+    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
+        TrainOptions(*paths, workers=-1)
 
 
 def test_unknown_names_list_the_known_ones() -> None:
