@@ -107,3 +107,34 @@ def test_input(name: str) -> None:
     assert recipe.model.channel_order == wanted["fmt"].lower()
     assert recipe.model.stride_in_1x1 == wanted["stride_in_1x1"]
     assert recipe.optimizer.frozen_stages == wanted["freeze_at"]
+    assert not wanted["crop"]
+    assert recipe.augment.crop_size is None
+    assert recipe.augment.horizontal_flip == 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_detector(name: str) -> None:
+    recipe, wanted = load_recipe(f"MEInst_{name}"), SOLVER[name]["meinst"]
+    model, head = recipe.model, recipe.model.head
+    assert list(model.strides) == wanted["FPN_STRIDES"]
+    assert list(model.distance_limits) == wanted["SIZES_OF_INTEREST"]
+    convs = {wanted[f"NUM_{tower}_CONVS"] for tower in ("CLS", "BOX", "MASK")}
+    assert {head.num_convs} == convs
+    assert head.num_shared_convs == wanted["NUM_SHARE_CONVS"]
+    assert wanted["USE_DEFORMABLE"] == wanted["LAST_DEFORMABLE"]
+    assert head.deformable == ("last" if wanted["USE_DEFORMABLE"] else "none")
+    assert head.modulated == (wanted["TYPE_DEFORMABLE"] == "DCNv2")
+    assert (head.mask_predictor == "large_kernel") == wanted["USE_GCN_IN_MASK"]
+    codec = recipe.codec
+    assert (codec.n_components, codec.mask_size) == (wanted["DIM_MASK"], wanted["MASK_SIZE"])
+    assert (codec.sigmoid, codec.whiten) == (wanted["SIGMOID"], wanted["WHITEN"])
+    loss = recipe.loss
+    assert (loss.focal_alpha, loss.focal_gamma) == (wanted["LOSS_ALPHA"], wanted["LOSS_GAMMA"])
+    assert loss.center_radius == wanted["POS_RADIUS"]
+    assert (loss.giou_smooth, loss.target_logits) == (1.0, "random")
+    assert (loss.code_weight, loss.pixel_weight, loss.dice_weight) == (1.0, 0.0, 0.0)
+    chosen = recipe.selection
+    assert chosen.candidate_threshold == wanted["INFERENCE_TH_TEST"]
+    assert chosen.nms_threshold == wanted["NMS_TH"]
+    assert chosen.max_per_level == wanted["PRE_NMS_TOPK_TEST"]
+    assert chosen.max_detections == wanted["POST_NMS_TOPK_TEST"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
@@ -15,11 +16,12 @@ from published import WEIGHTS, Recorded, load_published, recorded
 from torch import Tensor
 
 from meinst.compat.adelaidet import places
+from meinst.data.shapes import Instances
+from meinst.data.transforms import Geometry, transform_instances
 from meinst.detector.assign import assign_points
 from meinst.detector.losses import LossOptions, compute_losses, level_ranges
 from meinst.detector.meinst import MEInst
 from meinst.ops.boxes import boxes_to_distances
-from meinst.ops.rasterize import rasterize_polygons
 from meinst.types import HeadOutputs, Target
 
 pytestmark = pytest.mark.slow
@@ -43,14 +45,19 @@ class Step:
 
 
 def make_target(wanted: Recorded, image: int) -> Target:
-    boxes = wanted[f"gt_boxes{image}"]
-    polygons = [
-        [np.asarray(part, dtype=np.float64) for part in parts]
+    """The project's own way from annotations to a target, without any augmentation."""
+    polygons = tuple(
+        tuple(np.asarray(part, dtype=np.float64) for part in parts)
         for parts in json.loads(str(wanted[f"gt_polygons{image}"]))
-    ]
-    masks = rasterize_polygons(polygons, boxes.astype(np.float64), 28)
-    labels = torch.from_numpy(wanted[f"gt_classes{image}"])
-    return Target(torch.from_numpy(boxes), labels, torch.from_numpy(masks))
+    )
+    boxes = wanted[f"gt_boxes{image}"].astype(np.float64)
+    crowd = np.zeros(len(boxes), dtype=np.bool_)
+    instances = Instances(boxes, wanted[f"gt_classes{image}"], polygons, crowd)
+    height, width = wanted[f"image{image}"].shape[1:]
+    whole = Geometry((0.0, 0.0, float(width), float(height)), (height, width))
+    target = transform_instances(instances, whole, 28)
+    assert len(target.boxes) == len(boxes)
+    return target
 
 
 def read_images(wanted: Recorded) -> list[Tensor]:
@@ -65,16 +72,33 @@ def trainable(weights: str) -> MEInst:
     return model
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Sum in one order on every machine.
+
+    Some bias gradients are small sums of large numbers: of r50_deform's fpn_lateral3.bias the
+    recorded norm is 1.15e-3 off the one in float64, and ours on two threads 1.15e-3 off the
+    recorded; on one thread every norm is within 7.1e-4 of the recorded.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @functools.cache
 def make_step(weights: str, batch: str) -> Step:
     wanted = recorded(f"train_{weights}_{batch}")
     model = trainable(weights)
     model.zero_grad()
     targets = [make_target(wanted, image) for image in (0, 1)]
-    outputs = model(read_images(wanted))
     limits = model.options.distance_limits
-    losses = compute_losses(outputs, targets, model.codec, limits, OPTIONS)
-    torch.stack(list(losses.values())).sum().backward()
+    with one_thread():
+        outputs = model(read_images(wanted))
+        losses = compute_losses(outputs, targets, model.codec, limits, OPTIONS)
+        torch.stack(list(losses.values())).sum().backward()
     known = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     table = places(model.state_dict())
     gradients = {
@@ -145,19 +169,21 @@ def test_losses(step: Step) -> None:
         assert step.losses[ours].item() == pytest.approx(wanted, rel=1e-5), ours
 
 
-def test_gradients(step: Step) -> None:
+def test_gradient_norms(step: Step) -> None:
     norms = {k.removeprefix("gradnorm/"): v for k, v in step.wanted.items() if "gradnorm/" in k}
     assert norms.keys() == step.gradients.keys()
-    largest = max(float(norm) for norm in norms.values())
     for name, wanted in norms.items():
         norm = step.gradients[name].double().norm().item()
-        # biases before a group norm have no gradient but rounding's
-        assert norm == pytest.approx(float(wanted), rel=1e-3, abs=1e-6 * largest), name
+        assert norm == pytest.approx(float(wanted), rel=1e-3), name
+
+
+def test_small_gradients(step: Step) -> None:
     small = {k.removeprefix("grad/"): v for k, v in step.wanted.items() if k.startswith("grad/")}
     assert len(small) > 30
     for name, wanted in small.items():
         difference = np.linalg.norm(step.gradients[name].numpy() - wanted)
-        assert difference <= 1e-2 * np.linalg.norm(wanted) + 1e-6 * largest, name
+        # Single numbers jump where noise turns a ReLU on or off; measured: 0.5% at most.
+        assert difference <= 1e-2 * np.linalg.norm(wanted), name
 
 
 @pytest.mark.parametrize("empty", [(0,), (0, 1)])
@@ -165,14 +191,14 @@ def test_images_without_instances_train(empty: tuple[int, ...]) -> None:
     wanted = recorded("train_r50_plain_normal")
     model = trainable("r50_plain")
     model.zero_grad()
+    images = [image[:, ::2, ::2] for image in read_images(wanted)]  # a quarter of the time
     targets = [make_target(wanted, image) for image in (0, 1)]
+    targets = [replace(target, boxes=target.boxes / 2) for target in targets]
     for image in empty:
-        none = targets[image]
-        targets[image] = replace(
-            none, boxes=none.boxes[:0], labels=none.labels[:0], masks=none.masks[:0]
-        )
+        some = targets[image]
+        targets[image] = Target(some.boxes[:0], some.labels[:0], some.masks[:0])
     limits = model.options.distance_limits
-    losses = compute_losses(model(read_images(wanted)), targets, model.codec, limits, OPTIONS)
+    losses = compute_losses(model(images), targets, model.codec, limits, OPTIONS)
     torch.stack(list(losses.values())).sum().backward()
     assert all(value.isfinite() for value in losses.values())
     assert (losses["code"] == 0) == (len(empty) == 2)

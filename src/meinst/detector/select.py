@@ -28,7 +28,7 @@ class SelectOptions:
     """
 
     candidate_threshold: float = 0.05
-    score_threshold: float = 0.3
+    score_threshold: float = 0.5
     max_per_level: int = 1000
     nms_threshold: float = 0.6
     max_detections: int = 100

@@ -46,17 +46,21 @@ def test_equals_bilinear_sampling_tap_by_tap(modulated: bool) -> None:
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
 
 
-def test_without_offsets_it_is_a_plain_conv() -> None:
-    conv = DeformableConv(4, modulated=False)
+@pytest.mark.parametrize(("modulated", "factor"), [(False, 1.0), (True, 0.5)])
+def test_without_offsets_it_is_a_plain_conv(modulated: bool, factor: float) -> None:
+    # Version 2's weights are sigmoid(0) = 1/2 then.
+    torch.manual_seed(1)
+    conv = DeformableConv(4, modulated)
     torch.nn.init.zeros_(conv.offset.weight)
     torch.nn.init.zeros_(conv.offset.bias)
     feature = torch.randn(2, 4, 7, 5)
-    wanted = torch.nn.functional.conv2d(feature, conv.weight, padding=1)
+    wanted = factor * torch.nn.functional.conv2d(feature, conv.weight, padding=1)
     torch.testing.assert_close(conv(feature), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_offsets_and_weights_get_gradients(modulated: bool) -> None:
+    torch.manual_seed(2)
     conv = DeformableConv(4, modulated)
     conv(torch.randn(1, 4, 6, 6)).square().sum().backward()
     for name, parameter in conv.named_parameters():
@@ -64,14 +68,27 @@ def test_offsets_and_weights_get_gradients(modulated: bool) -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_large_kernels_see_a_cross_of_bars() -> None:
+def test_large_kernels_see_a_square() -> None:
+    torch.manual_seed(3)
     predictor = LargeKernelPredictor(1, 2, kernel=5)
-    feature = torch.zeros(1, 1, 11, 11, requires_grad=True)
+    feature = torch.zeros(1, 1, 9, 11, requires_grad=True)
     result = predictor(feature)
-    assert result.shape == (1, 2, 11, 11)
-    result[0, :, 5, 5].sum().backward()
+    assert result.shape == (1, 2, 9, 11)
+    result[0, :, 4, 5].sum().backward()
     assert feature.grad is not None
-    rows, columns = feature.grad[0, 0].nonzero(as_tuple=True)
-    # two steps to each side, both ways: a square of five
-    assert {rows.min().item(), columns.min().item()} == {3}
-    assert {rows.max().item(), columns.max().item()} == {7}
+    # Separable kernels of 5 see two pixels to each side, both ways.
+    wanted = torch.zeros(9, 11, dtype=torch.bool)
+    wanted[2:7, 3:8] = True
+    assert torch.equal(feature.grad[0, 0] != 0, wanted)
+
+
+def test_large_kernels_are_two_ways_through_separable_convs() -> None:
+    # A kernel of ones, 3 x 3, on a map of ones, 2 for the two ways: 9 * 2 inside, 4 * 2 at corners.
+    predictor = LargeKernelPredictor(1, 1, kernel=3)
+    for name, parameter in predictor.named_parameters():
+        torch.nn.init.constant_(parameter, float(name.endswith("weight")))
+    with torch.no_grad():
+        result = predictor(torch.ones(1, 1, 4, 5))[0, 0]
+    assert result[1:-1, 1:-1].unique().tolist() == [18.0]
+    assert result[0, 0] == result[-1, -1] == 8.0
+    assert result[0, 2] == result[2, 0] == 12.0
