@@ -114,7 +114,7 @@ def test_predict(weights: str, side: int, picture: str) -> None:
 def test_batch_of_mixed_sizes_equals_one_by_one(weights: str) -> None:
     # Pictures of other kinds than the recorded ones, of three formats, two of which are padded
     # to the same size: padding may be seen by nobody but the picture that needs it.
-    model = at_side(load_published(weights), 192)
+    model = at_side(load_published(weights), 160)
     rng = np.random.default_rng(0)
     blocks = np.kron(rng.integers(0, 256, (9, 12, 3)), np.ones((20, 20, 1))).astype(np.uint8)
     pictures = [load_image(FIXTURES / "b.png"), blocks, blocks[:, :230], blocks[:100]]
