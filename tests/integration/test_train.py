@@ -197,13 +197,22 @@ def test_a_signal_ends_with_its_code_and_a_hint(
     recipe = tmp_path / "long.yaml"
     recipe.write_text(RECIPE.replace("iterations: 8", "iterations: 4000"))
     options = make_options(drawn_data, recipe, tmp_path / "out")
-    process = subprocess.Popen(as_arguments(options), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        as_arguments(options),
+        stderr=subprocess.PIPE,
+        text=True,
+        # Background shells start their processes with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     last = tmp_path / "out" / "checkpoints" / "last.ckpt"
     while not last.is_file():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(sent)
-    _, errors = process.communicate()
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == code, errors
     assert "stopped at update" in errors
     assert "--resume" in errors
