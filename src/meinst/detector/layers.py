@@ -54,7 +54,7 @@ class LargeKernelPredictor(nn.Module):
         kernel: ``k``, odd.
     """
 
-    def __init__(self, channels: int, outputs: int, kernel: int = 7) -> None:
+    def __init__(self, channels: int, outputs: int, kernel: int = 9) -> None:
         super().__init__()
         half = kernel // 2
         self.tall_first = nn.Sequential(
