@@ -136,7 +136,8 @@ class Detections:
     def soft_masks(self) -> Tensor:
         """Decoded masks ``(N, S, S)`` in 0..1, each stretched over its box; mask at 0.5."""
         device = next((buffer.device for buffer in self.codec.buffers()), self.codes.device)
-        return self.codec.inverse_transform(self.codes.to(device)).to(self.codes.device)
+        soft = self.codec.inverse_transform(self.codes.to(device), self.labels.to(device))
+        return soft.to(self.codes.device)
 
     def masks(self) -> Tensor:
         """Full-size masks ``(N, H, W)`` bool: one byte for each pixel and detection."""

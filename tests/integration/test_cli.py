@@ -16,6 +16,7 @@ import pytest
 from conftest import DrawnData
 
 import meinst.cli.main as main_module
+from meinst.cli.codec import COMMANDS as CODEC_COMMANDS
 from meinst.cli.main import COMMANDS, main
 from meinst.detector.meinst import MEInst
 
@@ -52,10 +53,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == version("meinst")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"codec {name}" for name in CODEC_COMMANDS)])
 def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert f"usage: meinst {command}" in shown

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from meinst import files
 from meinst.cli.main import main
 from meinst.compat.coco_classes import COCO_CLASSES
 from meinst.data.coco import read_coco
@@ -298,7 +299,7 @@ def test_a_full_disk_leaves_the_old_file(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     assert main(["convert", str(backbone_pkl), str(output)]) == 2
     assert output.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [output]

@@ -24,6 +24,7 @@ NAMES = ("cat", "dog", "otter")
 class PlainCodec(Codec):
     """Codes are the soft masks themselves."""
 
+    kind = "plain"
     n_components = SIDE * SIDE
     mask_size = SIDE
 
@@ -31,14 +32,16 @@ class PlainCodec(Codec):
         super().__init__()
         self.register_buffer("scale_", torch.ones(1))
 
-    def inverse_transform(self, codes: Tensor) -> Tensor:
+    def inverse_transform(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert labels is not None  # detections know their classes
         return (codes * self.scale_).reshape(-1, SIDE, SIDE)
 
     def _unused(self, *_: object) -> None:
         raise NotImplementedError
 
-    fit = partial_fit = merge = transform = inverse_logits = get_config = save = _unused
-    from_config = load = classmethod(_unused)
+    fit = transform = inverse_logits = get_config = _unused
+    from_config = classmethod(_unused)
+    fitted = True
 
 
 def make(count: int = 3, names: tuple[str, ...] = NAMES, **changes: object) -> Detections:

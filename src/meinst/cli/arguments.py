@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -30,8 +30,8 @@ def parse_arguments(
         arguments: what follows the subcommand's name.
         command: the subcommand's name.
         examples: command lines, one a line.
-        positional: the field, a list of strings, that takes the arguments without a name; or
-            several fields that take one each.
+        positional: the field, a list or tuple, that takes the arguments without a name; or
+            several fields that take one each, the last of which may be a tuple.
         description: what the command does, where the docstring tells something else.
 
     Raises:
@@ -53,10 +53,18 @@ def parse_arguments(
     texts = {entry.arg_name: entry.description or "" for entry in documentation.params}
     hints = get_type_hints(kind)
     for option in fields(kind):  # type: ignore[arg-type]
-        if option.name == positional:
-            name = option.name.removesuffix("s")
+        if option.name == positional or (
+            isinstance(positional, tuple)
+            and option.name in positional
+            and get_origin(hints[option.name]) is tuple
+        ):
+            # A list must not be empty, unless the field has a default.
             parser.add_argument(
-                option.name, nargs="+", metavar=name.upper(), help=_help(option, texts)
+                option.name,
+                nargs="+" if option.default is MISSING else "*",
+                metavar=option.name.removesuffix("s").upper(),
+                help=_help(option, texts),
+                **_type_of_items(hints[option.name]),
             )
         elif isinstance(positional, tuple) and option.name in positional:
             parser.add_argument(
@@ -71,22 +79,40 @@ def parse_arguments(
         parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise ValueError(f"{_one_sentence(error)}; see `{parser.prog} --help`") from error
-    return kind(**{option.name: parsed[option.name] for option in fields(kind)})  # type: ignore[arg-type]
+    values = {option.name: parsed[option.name] for option in fields(kind)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if get_origin(hints[name]) is tuple:
+            values[name] = tuple(value)
+    return kind(**values)
+
+
+def _type_of_items(hint: Any) -> dict[str, Any]:
+    """What a positional list holds: text, unless a tuple's type says otherwise."""
+    return {"type": get_args(hint)[0]} if get_origin(hint) is tuple else {}
 
 
 def _add_option(parser: Any, option: Field[Any], hint: Any, text: str) -> None:
     flag = "--" + option.name.replace("_", "-")
-    if hint is bool:  # a switch: all of ours are off by default
+    default = None if option.default is MISSING else option.default
+    if hint is bool and default is True:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=True, help=text)
+        return
+    if hint is bool:
         parser.add_argument(flag, action="store_true", help=text)
         return
-    (kind,) = [part for part in get_args(hint) or (hint,) if part is not NoneType]
+    if get_origin(hint) is Literal:
+        parser.add_argument(flag, choices=get_args(hint), default=default, help=text)
+        return
+    several = {"nargs": "+"} if get_origin(hint) is tuple else {}
+    (kind,) = {part for part in get_args(hint) or (hint,) if part not in (NoneType, Ellipsis)}
     parser.add_argument(
         flag,
         type=kind,
-        default=None if option.default is MISSING else option.default,
+        default=list(default) if several and default is not None else default,
         required=option.default is MISSING,
         metavar=_METAVARS[kind.__name__],
         help=text,
+        **several,
     )
 
 

@@ -41,8 +41,9 @@ def run(arguments: Sequence[str]) -> int:
     from PIL import Image
 
     from meinst.cli.predict import print_result
-    from meinst.engine.checkpoint import load_model, write_atomically
+    from meinst.engine.checkpoint import load_model
     from meinst.engine.predict import check_folder, predict_files
+    from meinst.files import write_atomically
 
     check_folder(options.output)
     overlays = []

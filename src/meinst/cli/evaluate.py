@@ -68,9 +68,10 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.cli.device import find_device
     from meinst.data.coco import read_coco
-    from meinst.engine.checkpoint import load_model, write_atomically
+    from meinst.engine.checkpoint import load_model
     from meinst.engine.evaluate import evaluate
     from meinst.engine.predict import check_folder
+    from meinst.files import write_atomically
 
     if options.output is not None:
         if options.output.is_dir():

@@ -19,6 +19,7 @@ COMMANDS = {
     "models": "list the shipped models",
     "train": "train on your own COCO-format data",
     "evaluate": "measure a model: COCO box and mask AP",
+    "codec": "fit, compare and look at mask codecs",
     "convert": "use the published MEInst weights, or an ImageNet backbone",
 }
 

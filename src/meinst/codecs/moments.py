@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from meinst.codecs.base import binary_masks
+from meinst.codecs.base import binary_masks, checked_labels
+from meinst.codecs.codec_file import CodecFile, read_codec_file, write_codec_file
+from meinst.ops.bit_kernels import WORD, add_shared, pack_pixels
 
-# Sums of this many zeros and ones are exact in float32 (up to 2**24), and one block of
-# masks stays small in memory.
-_CHUNK = 4096
+# Masks counted at once: 64 words for each pixel, which fit a processor's cache.
+_CHUNK = 64 * WORD
 
 
 class Moments:
-    """Integer sums over binary masks ``m`` of ``D`` pixels: ``n``, ``sum m``, ``sum m m^T``.
+    """Integer sums over binary masks ``m`` of ``D`` pixels: ``n`` and ``sum m m^T``.
 
-    The same masks give the same bits in any order, in any split and on any device, so partial
-    sums of several processes can be merged. Memory does not grow with the number of masks.
-    Exact up to three thousand million masks, where ``n^2`` reaches 2^63.
+    The same masks give the same bits in any order and in any split, so partial sums of several
+    processes can be merged. Memory does not grow with the number of masks. Exact up to three
+    thousand million masks, where ``n^2`` reaches 2^63.
 
     Attributes:
         mask_size: ``S``.
         count: number of masks.
-        total: ``(D,)`` int64, ``sum m``.
-        products: ``(D, D)`` int64, ``sum m m^T``.
+        products: ``(D, D)`` int64, ``sum m m^T``, its upper triangle alone.
     """
+
+    kind = "moments"
 
     def __init__(self, mask_size: int) -> None:
         """Start with no masks of side ``mask_size``."""
@@ -34,20 +41,23 @@ class Moments:
         size = mask_size * mask_size
         self.mask_size = mask_size
         self.count = 0
-        self.total = torch.zeros(size, dtype=torch.int64)
         self.products = torch.zeros((size, size), dtype=torch.int64)
 
-    def add(self, masks: Tensor) -> Self:
-        """Count in ``masks``, ``(N, S, S)``, binary at one half."""
+    @property
+    def total(self) -> Tensor:
+        """``(D,)`` int64, ``sum m``: the diagonal, since ``m * m`` is ``m``."""
+        return self.products.diagonal()
+
+    def add(self, masks: Tensor, labels: Tensor | None = None) -> Self:  # noqa: ARG002
+        """Count in ``masks``, ``(N, S, S)``, binary at one half, of whatever class."""
         flat = binary_masks(masks.detach(), self.mask_size)  # (N, D)
-        for start in range(0, len(flat), _CHUNK):
-            ones = flat[start : start + _CHUNK].float()
-            # Zeros and ones survive reduced-precision products (TF32); sums, kept in the
-            # output's type, would not survive autocast's.
-            with torch.autocast(ones.device.type, enabled=False):
-                self.products += (ones.T @ ones).to(self.products)
-            self.total += ones.sum(0).to(self.total)
-            self.count += len(ones)
+        ones = flat.cpu().numpy().view(np.uint8)
+        for start in range(0, len(ones), _CHUNK):
+            chunk = ones[start : start + _CHUNK]
+            bits = np.empty((chunk.shape[1], -(-len(chunk) // WORD)), dtype=np.uint64)  # (D, W)
+            pack_pixels(chunk, bits)
+            add_shared(bits, self.products.numpy())
+            self.count += len(chunk)
         return self
 
     def merge(self, other: Moments) -> Self:
@@ -58,8 +68,11 @@ class Moments:
                 f"{other.mask_size}."
             )
         self.count += other.count
-        self.total += other.total
         self.products += other.products
+        return self
+
+    def pooled(self) -> Moments:
+        """The sums over the masks of all classes: these."""
         return self
 
     def varied(self) -> bool:
@@ -86,4 +99,147 @@ class Moments:
             raise ValueError(f"The covariance of masks needs at least 2 masks, found {self.count}.")
         # In integers up to the division, so masks without variance give exact zeros.
         scaled = self.count * self.products - torch.outer(self.total, self.total)
-        return scaled.double() / (float(self.count) * (self.count - 1))
+        upper = scaled.triu_().double() / (float(self.count) * (self.count - 1))
+        return upper + upper.triu(1).T
+
+    def save(self, path: str | Path) -> None:
+        """Write the sums to an ``.npz`` file; the same sums give the same bytes."""
+        triangle = self.products.numpy()[np.triu_indices(self.mask_size**2)]
+        arrays = {"count": np.array(self.count), "products": triangle}
+        write_codec_file(path, self.kind, {"mask_size": self.mask_size}, arrays)
+
+    @classmethod
+    def from_file(cls, file: CodecFile) -> Moments:
+        """Build the sums from what a file of :meth:`save` holds.
+
+        Raises:
+            CodecFileError: it does not hold such sums.
+        """
+        moments = cls(_mask_size(file))
+        moments.count = int(file.require("count", ()))
+        size = moments.mask_size**2
+        triangle = file.require("products", (size * (size + 1) // 2,))
+        _fill(moments, triangle, file)
+        return moments
+
+
+class ClassMoments:
+    """Sums for each class apart; those of classes without masks take no memory.
+
+    Attributes:
+        mask_size: ``S``.
+        class_names: names of the ``C`` classes, which labels index.
+        classes: for each class its sums, None for one without masks.
+    """
+
+    kind = "class moments"
+
+    def __init__(self, mask_size: int, class_names: Sequence[str]) -> None:
+        """Start with no masks of side ``mask_size``."""
+        self.mask_size = mask_size
+        self.class_names = tuple(class_names)
+        self.classes: list[Moments | None] = [None] * len(self.class_names)
+
+    @property
+    def count(self) -> int:
+        """Number of masks."""
+        return sum(one.count for one in self.classes if one is not None)
+
+    def add(self, masks: Tensor, labels: Tensor | None) -> Self:
+        """Count in ``masks``, ``(N, S, S)``, of the classes ``labels``, ``(N,)``."""
+        labels = checked_labels(labels, len(masks), self.class_names)
+        for label in np.unique(labels.cpu().numpy()).tolist():
+            self.of_class(label).add(masks[labels == label])
+        return self
+
+    def merge(self, other: ClassMoments) -> Self:
+        """Count in all masks that ``other`` has counted; classes are matched by their names.
+
+        Where the names differ, or their order, the union in alphabetical order takes their
+        place, so that the order of merging does not matter.
+        """
+        if other.class_names != self.class_names:
+            known = dict(zip(self.class_names, self.classes, strict=True))
+            self.class_names = tuple(sorted({*self.class_names, *other.class_names}))
+            self.classes = [known.get(name) for name in self.class_names]
+        for name, one in zip(other.class_names, other.classes, strict=True):
+            if one is not None:
+                self.of_class(self.class_names.index(name)).merge(one)
+        return self
+
+    def pooled(self) -> Moments:
+        """The sums over the masks of all classes."""
+        pooled = Moments(self.mask_size)
+        for one in self.classes:
+            if one is not None:
+                pooled.merge(one)
+        return pooled
+
+    def of_class(self, label: int) -> Moments:
+        """The sums of one class, empty ones if there were none."""
+        found = self.classes[label]
+        if found is None:
+            found = self.classes[label] = Moments(self.mask_size)
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write the sums to an ``.npz`` file; the same sums give the same bytes."""
+        triangle = np.triu_indices(self.mask_size**2)
+        arrays: dict[str, np.ndarray] = {}
+        for label, one in enumerate(self.classes):
+            if one is not None:
+                arrays[f"count_{label}"] = np.array(one.count)
+                arrays[f"products_{label}"] = one.products.numpy()[triangle]
+        config = {"mask_size": self.mask_size, "class_names": list(self.class_names)}
+        write_codec_file(path, self.kind, config, arrays)
+
+    @classmethod
+    def from_file(cls, file: CodecFile) -> ClassMoments:
+        """Build the sums from what a file of :meth:`save` holds.
+
+        Raises:
+            CodecFileError: it does not hold such sums.
+        """
+        names = file.config.get("class_names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise file.error("its config must hold class_names, a list of names", repr(names))
+        moments = cls(_mask_size(file), names)
+        size = moments.mask_size**2
+        for label in range(len(names)):
+            if f"count_{label}" in file.arrays:
+                one = moments.of_class(label)
+                one.count = int(file.require(f"count_{label}", ()))
+                triangle = file.require(f"products_{label}", (size * (size + 1) // 2,))
+                _fill(one, triangle, file)
+        return moments
+
+
+def load_moments(path: str | Path) -> Moments | ClassMoments:
+    """Read sums that ``save`` of either class wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CodecFileError: the file holds something else.
+    """
+    file = read_codec_file(path)
+    if file.kind == ClassMoments.kind:
+        return ClassMoments.from_file(file)
+    if file.kind == Moments.kind:
+        return Moments.from_file(file)
+    raise file.error("it must hold sums of masks, as `meinst codec fit` writes", repr(file.kind))
+
+
+def _mask_size(file: CodecFile) -> int:
+    size = file.config.get("mask_size")
+    if type(size) is not int or size < 1:
+        raise file.error("its config must hold mask_size, a whole number above 0", repr(size))
+    return size
+
+
+def _fill(moments: Moments, triangle: np.ndarray[Any, Any], file: CodecFile) -> None:
+    """Put the upper triangle in place, if it can be one of sums of masks."""
+    if triangle.dtype != np.int64 or (len(triangle) and triangle.min() < 0):
+        raise file.error("products must be int64 and not negative", triangle.dtype)
+    if triangle.max(initial=0) > moments.count:
+        raise file.error(f"no sum can be above the number of masks {moments.count}", triangle.max())
+    moments.products.numpy()[np.triu_indices(moments.mask_size**2)] = triangle

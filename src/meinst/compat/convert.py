@@ -21,8 +21,9 @@ from meinst.compat.coco_classes import COCO_CLASSES
 from meinst.compat.detectron import from_detectron, is_backbone
 from meinst.compat.sources import HUB, ForeignWeights, locate, read_weights, refuse_others
 from meinst.engine.backbone_file import save_backbone
-from meinst.engine.checkpoint import load_model, save_model, write_atomically
+from meinst.engine.checkpoint import load_model, save_model
 from meinst.engine.config import load_recipe
+from meinst.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -129,12 +129,17 @@ def compute_losses(
 
     codes = outputs.codes[positive]  # (N, K)
     if options.code_weight:
-        wanted_codes = codec.transform(masks, logits=options.target_logits, generator=generator)
+        wanted_codes = codec.transform(
+            masks,
+            labels=torch.cat([t.labels for t in targets]),
+            logits=options.target_logits,
+            generator=generator,
+        )
         error = (codes - wanted_codes[instance]).square().sum(-1)
         scale = (c_sum * codes.shape[1]).clamp(min=1.0)
         losses["code"] = options.code_weight * (error * weight).sum() / scale
     if options.pixel_weight or options.dice_weight:
-        decoded = codec.inverse_logits(codes).flatten(1)  # (N, D)
+        decoded = codec.inverse_logits(codes, labels).flatten(1)  # (N, D)
         wanted = masks.flatten(1)[instance].to(decoded.dtype)
         if options.pixel_weight:
             entropy = F.binary_cross_entropy_with_logits(decoded, wanted, reduction="none").sum(-1)

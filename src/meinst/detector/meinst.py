@@ -110,6 +110,11 @@ class MEInst(nn.Module):
         self.class_names = tuple(class_names)
         if not self.class_names:
             raise ValueError("class_names is empty: a model has at least one class.")
+        if codec.class_names not in (None, self.class_names):
+            raise ValueError(
+                f"the codec has bases for the classes {codec.class_names}, the model has "
+                f"{self.class_names}: take codec.for_classes(class_names)."
+            )
         self.codec = codec
         self.backbone = Backbone(
             options.backbone,

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from meinst.detector.backbone import Backbone
-from meinst.engine.checkpoint import FORMAT, ModelFileError, write_atomically
+from meinst.engine.checkpoint import FORMAT, ModelFileError
+from meinst.files import write_atomically
 
 BACKBONE_FORMAT = "meinst-backbone-1"
 

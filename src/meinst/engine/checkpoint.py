@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from meinst.codecs import Codec, PCACodec
+from meinst.codecs import Codec, codec_from_config
 from meinst.detector.meinst import MEInst
 from meinst.engine.config import Recipe, parse_options, plain_values
+from meinst.files import write_atomically
 
 ZOO = Path(__file__).parent.parent / "zoo" / "models"
 FORMAT = "meinst-1"
@@ -108,22 +107,6 @@ def save_model(
     return Path(path)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside ``path``, then rename: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def read_info(name_or_path: str | Path) -> ModelInfo:
     """What a model file says of itself, without its weights.
 
@@ -147,7 +130,7 @@ def load_model(name_or_path: str | Path) -> MEInst:
     """
     path = find_model(name_or_path)
     info, tensors = _read(path, weights=True)
-    model = build_model(info.class_names, info.recipe, PCACodec.from_config(info.codec))
+    model = build_model(info.class_names, info.recipe, codec_from_config(info.codec))
     expected = model.state_dict()
     wrong = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"

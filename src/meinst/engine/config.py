@@ -14,21 +14,40 @@ from meinst.detector.select import SelectOptions
 RECIPES = Path(__file__).parent.parent / "zoo" / "recipes"
 
 
+CodecKind = Literal["pca", "dct", "grid", "autoencoder"]
+
+
 @dataclass(frozen=True)
 class CodecOptions:
     """The mask encoding that is fitted on the training annotations.
 
     Attributes:
-        n_components: length of a mask's code, ``K``.
+        kind: principal components (the paper's), low frequencies, a smaller mask, or a small
+            network.
+        n_components: length of a mask's code, ``K``; a square number for a grid.
         mask_size: side of the grid that masks are cropped to, ``S``.
-        sigmoid: whether decoded values pass a sigmoid.
-        whiten: whether codes are divided by their standard deviation.
+        sigmoid: whether logits are encoded and decoded (pca, dct).
+        whiten: whether codes are divided by their standard deviation (pca, dct).
+        per_class: whether each class has a basis of its own (pca).
+        shrinkage: weight of the average mask in a class's basis, in masks (pca, per class).
+        seed: start of an autoencoder's training.
     """
 
+    kind: CodecKind = "pca"
     n_components: int = 60
     mask_size: int = 28
     sigmoid: bool = True
     whiten: bool = True
+    per_class: bool = False
+    shrinkage: float = 300.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what only principal components can do."""
+        if self.per_class and self.kind != "pca":
+            raise ValueError(
+                f"a basis for each class (per_class) is for kind pca, found kind {self.kind}."
+            )
 
 
 @dataclass(frozen=True)

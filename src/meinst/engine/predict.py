@@ -17,7 +17,7 @@ from PIL import Image
 
 from meinst.data.images import ImageError, load_image
 from meinst.detector.meinst import MEInst
-from meinst.engine.checkpoint import write_atomically
+from meinst.files import write_atomically
 
 RESULTS, IMAGES = "predictions.json", "images.json"
 

@@ -12,7 +12,7 @@ from PIL import Image
 from meinst.data.coco import CocoData
 from meinst.data.images import ImageError, load_image
 from meinst.detector.meinst import MEInst
-from meinst.engine.checkpoint import write_atomically
+from meinst.files import write_atomically
 
 Series = dict[str, dict[int, float]]
 

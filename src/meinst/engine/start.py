@@ -7,14 +7,14 @@ from dataclasses import fields
 
 import torch
 
-from meinst.codecs import Codec, PCACodec
+from meinst.codecs import Codec, load_codec
 from meinst.data.coco import CocoData
 from meinst.detector.backbone import load_imagenet_weights
 from meinst.detector.meinst import MEInst
 from meinst.engine.backbone_file import load_backbone
 from meinst.engine.checkpoint import build_model, load_model, read_info
+from meinst.engine.codec_fit import fit_codec
 from meinst.engine.config import Recipe, TrainOptions, load_recipe
-from meinst.engine.fit import fit_codec
 
 log = logging.getLogger("meinst")
 
@@ -68,14 +68,14 @@ def make_model(options: TrainOptions, recipe: Recipe, data: CocoData) -> MEInst:
     start = load_model(options.init) if options.init and not options.resume else None
     codec: Codec
     if options.resume:
-        codec = PCACodec.load(options.output / "codec.npz")
+        codec = load_codec(options.output / "codec.npz")
     elif options.codec is not None:
-        codec = PCACodec.load(options.codec)
+        codec = load_codec(options.codec)
     elif start is not None:
         codec = start.codec
     else:
-        codec = fit_codec(data, recipe.codec)
-    model = build_model(data.class_names, recipe, codec)
+        codec = fit_codec(data.annotations, recipe.codec)
+    model = build_model(data.class_names, recipe, codec.for_classes(data.class_names))
     if options.resume:  # all weights come from the checkpoint
         return model
     if start is not None:

@@ -21,12 +21,13 @@ from meinst.data.batch import TrainingDraws
 from meinst.data.coco import CocoData, read_coco
 from meinst.detector.meinst import MEInst
 from meinst.engine.callbacks import LastCheckpoint, ResumableBar, make_ema
-from meinst.engine.checkpoint import save_model, write_atomically
+from meinst.engine.checkpoint import save_model
 from meinst.engine.config import Recipe, TrainOptions, plain_values
 from meinst.engine.predict import check_folder
 from meinst.engine.report import draw_curves, draw_sheet, read_logs
 from meinst.engine.start import check_start, find_recipe, make_model
 from meinst.engine.trainee import MONITORED, Draws, Trainee
+from meinst.files import write_atomically
 
 log = logging.getLogger("meinst")
 

@@ -57,11 +57,32 @@ def rasterize_polygons(
             f"Remove such polygons first."
         )
     counts = np.fromiter((len(p) for p in polygons), dtype=np.int64, count=len(polygons))
+    return rasterize_flat(coordinates, _starts(lengths), _starts(counts), boxes, size)
+
+
+def rasterize_flat(
+    coordinates: NDArray[np.float64],
+    part_starts: NDArray[np.int64],
+    instance_starts: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+    size: int,
+) -> NDArray[np.uint8]:
+    """The same for polygons that lie in one array; nothing is checked.
+
+    Args:
+        coordinates: finite float64, ``x y x y ...`` of all parts, one after the other.
+        part_starts: ``(Q + 1,)`` where each part begins in ``coordinates``, and the end.
+        instance_starts: ``(G + 1,)`` where each instance begins in ``part_starts``.
+        boxes: ``(G, 4)`` xyxy, finite.
+        size: mask side ``S``.
+
+    Returns:
+        ``(G, S, S)`` uint8 of 0 and 1.
+    """
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], _SMALLEST_SIDE)
-    masks = np.zeros((len(polygons), size, size), dtype=np.uint8)  # (G, S, S)
-    fill_polygons(
-        coordinates, _starts(lengths), _starts(counts), boxes[:, :2].copy(), size / sides, masks
-    )
+    masks = np.zeros((len(boxes), size, size), dtype=np.uint8)  # (G, S, S)
+    corners = np.ascontiguousarray(boxes[:, :2])
+    fill_polygons(coordinates, part_starts, instance_starts, corners, size / sides, masks)
     return masks
 
 

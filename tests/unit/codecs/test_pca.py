@@ -120,8 +120,10 @@ def test_codes_follow_the_formula(sigmoid: bool, whiten: bool) -> None:
     codes = (values - mean) @ basis.T / scale
     torch.testing.assert_close(codec.transform(masks), codes.float(), atol=1e-4, rtol=1e-4)
     decoded = (codes @ (basis * scale[:, None]) + mean).reshape(20, 8, 8)
+    # Zeros and ones stand for the logits -L and L.
+    logits = decoded if sigmoid else LOGIT * (2 * decoded - 1)
     torch.testing.assert_close(
-        codec.inverse_logits(codes.float()), decoded.float(), atol=1e-4, rtol=1e-4
+        codec.inverse_logits(codes.float()), logits.float(), atol=1e-4, rtol=1e-4
     )
     soft = decoded.sigmoid() if sigmoid else decoded.clamp(0.01, 0.99)
     torch.testing.assert_close(

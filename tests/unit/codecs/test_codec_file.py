@@ -43,8 +43,11 @@ def test_the_published_format_is_written(tmp_path: Path) -> None:
     codec = PCACodec(4, 6).fit(masks())
     codec.save(tmp_path / "codec.npz")
     with np.load(tmp_path / "codec.npz", allow_pickle=False) as file:
-        shapes = {key: file[key].shape for key in file.files}
-        assert all(file[key].dtype == np.float32 for key in file.files)
+        assert file["kind"] == "pca"
+        assert file["version"] == 1
+        arrays = {key: file[key] for key in file.files if key.endswith("_c")}
+        shapes = {key: array.shape for key, array in arrays.items()}
+        assert all(array.dtype == np.float32 for array in arrays.values())
     assert shapes == {
         "components_c": (1, 4, 36),
         "mean_c": (1, 36),
@@ -90,8 +93,8 @@ def test_a_failed_write_leaves_the_old_file(
 def test_no_file_and_no_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         PCACodec.load(tmp_path / "none.npz")
-    with pytest.raises(FileNotFoundError, match="its folder does not exist"):
-        PCACodec(4, 6).fit(masks()).save(tmp_path / "none" / "codec.npz")
+    PCACodec(4, 6).fit(masks()).save(tmp_path / "made" / "codec.npz")
+    assert PCACodec.load(tmp_path / "made" / "codec.npz").fitted
 
 
 def changed(**arrays: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,12 +104,15 @@ def changed(**arrays: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"weights": np.zeros(3)}, "'components_c'.*missing; found .*weights"),
-        (changed(components_c=np.zeros((3, 36), np.float32)), r"\(1, K, D\); found \(3, 36\)"),
-        (changed(components_c=np.ones((80, 3, 36), np.float32)), "class-agnostic"),
+        ({"weights": np.zeros(3)}, "array components_c must be there; found .*weights"),
+        (changed(components_c=np.zeros((3, 36), np.float32)), r"\(1 or C, K, D\); found \(3, 36\)"),
+        (
+            changed(components_c=np.ones((80, 3, 36), np.float32)),
+            r"mean_c must have the shape \(80, 36\); found \(1, 36\)",
+        ),
         (changed(components_c=np.ones((1, 3, 35), np.float32)), "D a square number"),
         (changed(components_c=np.ones((1, 37, 36), np.float32)), "K from 1 to D"),
-        (changed(components_c=np.zeros((1, 3, 36), np.float32)), "zeros only"),
+        (changed(components_c=np.zeros((1, 3, 36), np.float32)), "fitted codec; found zeros only"),
         (changed(mean_c=np.zeros((36,), np.float32)), r"mean_c .*\(1, 36\); found \(36,\)"),
         (changed(ratio_c=np.zeros((1, 4), np.float32)), r"ratio_c .*\(1, 3\); found \(1, 4\)"),
         (changed(mean_c=np.full((1, 36), np.nan, np.float32)), "mean_c must be finite"),
@@ -115,8 +121,20 @@ def changed(**arrays: np.ndarray) -> dict[str, np.ndarray]:
             changed(explained_variance_c=np.array([[1, 0, -1]], np.float32)),
             "variances must not be negative; found -1.0",
         ),
-        (changed(sigmoid=np.array([True, False])), "sigmoid must be a single truth value"),
-        (changed(sigmoid=np.array(1.0)), "sigmoid has a wrong type; found float64"),
+        (changed(sigmoid=np.array(True)), "sigmoid must be an array of numbers; found bool"),
+        (changed(kind=np.array("pca")), r"a kind, a version and a config; found \['kind'\]"),
+        (
+            changed(kind=np.array("pca"), version=np.array(2), config=np.array("{}")),
+            "version must be 1 .*; found 2",
+        ),
+        (
+            changed(kind=np.array("pca"), version=np.array(1), config=np.array("{")),
+            "config must be JSON",
+        ),
+        (
+            changed(kind=np.array("dct"), version=np.array(1), config=np.array("{}")),
+            "kind must be 'pca'; found 'dct'",
+        ),
     ],
 )
 def test_faulty_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:

@@ -1,0 +1,161 @@
+"""``meinst codec fit``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from meinst.cli.arguments import parse_arguments
+from meinst.cli.codec_output import mask_progress, told_warnings
+
+if TYPE_CHECKING:
+    from meinst.codecs import Codec
+    from meinst.data.mask_stream import MaskFilter
+    from meinst.engine.config import CodecOptions
+
+EXAMPLES = """
+meinst codec fit train.json --output codec.npz
+meinst codec fit shard*.json --workers 8 --output codec.npz --moments all.moments
+meinst codec fit train.json --kind dct --components 120 --mask-size 56 --output dct.npz
+meinst codec fit train.json --per-class --output classes.npz
+torchrun --nproc-per-node 2 -m meinst codec fit train.json --output codec.npz
+"""
+
+
+@dataclass(frozen=True)
+class FitArguments:
+    """Fit a mask codec on the masks of COCO-format annotation files.
+
+    One pass of exact sums: the same masks give the same file, in any order, over any number of
+    files, workers or machines, and memory does not grow with their number. An autoencoder is
+    trained instead, on at most 200,000 masks. Images are not needed.
+
+    Attributes:
+        annotations: COCO-format annotation files (JSON).
+        output: file for the codec (.npz).
+        kind: pca (principal components, the paper's), dct (low frequencies), grid (the mask,
+            smaller) or autoencoder (a small network).
+        components: numbers for each mask, K; a square number for a grid.
+        mask_size: side S of the grid that masks are drawn on inside their boxes.
+        per_class: a basis for each category (pca).
+        shrinkage: weight of the average mask in a category's basis, in masks (pca, per class).
+        sigmoid: encode logits; else zeros and ones (pca, dct).
+        whiten: codes of unit variance, as a detector's training wants them (pca, dct).
+        exclude_crowd: leave out regions of many objects.
+        min_size: leave out masks whose box is narrower or lower, in pixels.
+        workers: processes, each of which takes whole files.
+        moments: file for the sums (.moments), for `meinst codec merge`; not written by default.
+        seed: start of an autoencoder's training.
+    """
+
+    annotations: tuple[Path, ...]
+    output: Path
+    kind: Literal["pca", "dct", "grid", "autoencoder"] = "pca"
+    components: int = 60
+    mask_size: int = 28
+    per_class: bool = False
+    shrinkage: float = 300.0
+    sigmoid: bool = True
+    whiten: bool = True
+    exclude_crowd: bool = True
+    min_size: float = 0.0
+    workers: int = 1
+    moments: Path | None = None
+    seed: int = 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    options = parse_arguments(
+        FitArguments, arguments, "codec fit", EXAMPLES, positional="annotations"
+    )
+
+    from meinst.data.mask_stream import MaskFilter
+    from meinst.engine.config import CodecOptions
+
+    wanted = CodecOptions(
+        kind=options.kind,
+        n_components=options.components,
+        mask_size=options.mask_size,
+        sigmoid=options.sigmoid,
+        whiten=options.whiten,
+        per_class=options.per_class,
+        shrinkage=options.shrinkage,
+        seed=options.seed,
+    )
+    chosen = MaskFilter(options.exclude_crowd, options.min_size)
+    if options.kind in ("pca", "dct"):
+        return _fit_by_moments(options, wanted, chosen)
+    if options.moments is not None:
+        raise ValueError(f"--moments holds what pca and dct learn from; {options.kind} does not.")
+    return _fit_on_masks(options, wanted, chosen)
+
+
+def _fit_by_moments(options: FitArguments, wanted: CodecOptions, chosen: MaskFilter) -> int:
+    """Count, over all processes where torchrun started several, and fit; the first one writes."""
+    import torch
+
+    from meinst.engine.codec_fit import count_masks, fitted_codec, sum_over_processes
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    with mask_progress(shown=rank == 0) as advance:
+        counts = count_masks(
+            options.annotations,
+            [options.mask_size],
+            chosen,
+            per_class=options.per_class,
+            workers=options.workers,
+            share=(rank, world),
+            on_masks=advance,
+        )
+    for path, report in zip(options.annotations, counts.reports, strict=True):
+        for line in str(report).splitlines():  # of a process's own share, where there are several
+            print(f"warning: {path}:", line, file=sys.stderr)
+    moments = counts.moments[options.mask_size]
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
+        sum_over_processes(moments)
+        torch.distributed.destroy_process_group()
+    if rank:
+        return 0
+    with told_warnings():
+        codec = fitted_codec(wanted, moments)
+    if options.moments is not None:
+        moments.save(options.moments)
+    return _save(codec, options.output, f" from {moments.count:,} masks")
+
+
+def _fit_on_masks(options: FitArguments, wanted: CodecOptions, chosen: MaskFilter) -> int:
+    from meinst.engine.codec_fit import MOST_HELD_MASKS, sample_masks, unfitted_codec
+
+    codec = unfitted_codec(wanted)
+    with mask_progress() as advance:
+        masks = sample_masks(
+            options.annotations,
+            options.mask_size,
+            MOST_HELD_MASKS,
+            options.seed,
+            chosen,
+            on_masks=advance,
+        )
+    with told_warnings():
+        codec.fit(masks)
+    return _save(codec, options.output, f" from {len(masks):,} masks")
+
+
+def _save(codec: Codec, output: Path, source: str) -> int:
+    from rich.console import Console
+
+    codec.save(output)
+    Console().print(
+        f"{codec.kind} codec of {codec.n_components} numbers for masks of "
+        f"{codec.mask_size} x {codec.mask_size}{source}: {output}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0

@@ -1,0 +1,52 @@
+"""What the codec commands show while they work."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def mask_progress(
+    total: int | None = None, *, shown: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """A bar of masks done and masks per second.
+
+    Args:
+        total: number of masks, where it is known.
+        shown: whether there is a bar.
+
+    Yields:
+        To be called with a number of masks whenever so many more are done.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.0f} masks/s")
+
+    progress = Progress(
+        TextColumn("masks {task.completed:,.0f}"),
+        BarColumn(),
+        Speed(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not shown,
+    )
+    with progress:
+        task = progress.add_task("masks", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Warnings as lines on the error stream, without their place in the code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        print("warning:", " ".join(str(warning.message).split()), file=sys.stderr)

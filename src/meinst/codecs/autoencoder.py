@@ -1,0 +1,206 @@
+"""A small autoencoder as a mask codec: the learned alternative to principal components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from meinst.codecs.autoencoder_fit import Layers, fit_layers, run_layers
+from meinst.codecs.base import Codec, binary_masks, checked_codes
+from meinst.codecs.clipped_logit import Logits
+from meinst.codecs.linear import checked_config
+
+_PARTS = ("encoder", "decoder")
+
+
+class AutoencoderCodec(Codec):
+    """Masks as the bottleneck of a network of one hidden layer in each direction.
+
+    Encoder and decoder are each a linear map, which starts as the principal components', plus a
+    hidden layer that learns what these leave over. At ``K = 60`` that keeps more of a mask than
+    any linear code, since outlines do not lie in a flat space. Over the masks of the fit a
+    coefficient has the mean 0 and the variance 1. One encoding serves all classes.
+
+    The network is trained by :meth:`fit` alone: its weights are buffers, so the detector that
+    holds the codec does not train them.
+
+    Attributes:
+        encoder_linear_, decoder_linear_: ``(K, D)`` and ``(D, K)``.
+        encoder_hidden_, decoder_hidden_: ``(H, D)`` and ``(H, K)``.
+        encoder_hidden_bias_, decoder_hidden_bias_: ``(H,)``.
+        encoder_output_, decoder_output_: ``(K, H)`` and ``(D, H)``.
+        encoder_bias_, decoder_bias_: ``(K,)`` and ``(D,)``.
+    """
+
+    kind = "autoencoder"
+
+    def __init__(
+        self,
+        n_components: int = 60,
+        mask_size: int = 28,
+        *,
+        hidden: int = 512,
+        iterations: int = 3000,
+        batch_size: int = 256,
+        lr: float = 3e-3,
+        seed: int = 0,
+    ) -> None:
+        """Store the hyper-parameters.
+
+        Args:
+            n_components: ``K``, from 1 to ``S * S``.
+            mask_size: ``S``.
+            hidden: ``H``, units of each hidden layer.
+            iterations: steps of the fit; its time does not depend on the number of masks.
+            batch_size: masks of a step.
+            lr: largest learning rate.
+            seed: of the first weights, of the order of masks and of the noise.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        super().__init__()
+        size = mask_size * mask_size
+        if mask_size < 1 or not 1 <= n_components <= size:
+            raise ValueError(
+                f"mask_size must be at least 1 and n_components from 1 to its square, found "
+                f"mask_size={mask_size} and n_components={n_components}."
+            )
+        for name, value in (
+            ("hidden", hidden),
+            ("iterations", iterations),
+            ("batch_size", batch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}.")
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr must be a finite number above 0, found {lr}.")
+        self.n_components = n_components
+        self.mask_size = mask_size
+        self.hidden = hidden
+        self.iterations = iterations
+        self.batch_size = batch_size
+        self.lr = lr
+        self.seed = seed
+        for part, inputs, outputs in (
+            ("encoder", size, n_components),
+            ("decoder", n_components, size),
+        ):
+            for name, tensor in Layers.zeros(inputs, hidden, outputs)._asdict().items():
+                self.register_buffer(f"{part}_{name}_", tensor)
+        self._fitted = False
+
+    # Learning
+
+    def fit(
+        self,
+        masks: Tensor,
+        labels: Tensor | None = None,  # noqa: ARG002
+        *,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Self:
+        """Forget what was learned and learn from masks.
+
+        The same masks in the same order, seed and number of threads give the same bits on a
+        machine. The masks are seen again and again, so they must all be there; they are not
+        copied. Take a sample of more than some 200,000.
+
+        Args:
+            masks: ``(N, S, S)``.
+            labels: not looked at.
+            on_step: called after each step with the number of steps done.
+
+        Raises:
+            ValueError: masks that span fewer than ``K`` directions, which principal components
+                keep whole; a wrong shape; or a fit that diverges.
+        """
+        encoder, decoder = fit_layers(
+            masks.detach(),
+            self.mask_size,
+            self.n_components,
+            hidden=self.hidden,
+            iterations=self.iterations,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            generator=torch.Generator().manual_seed(self.seed),
+            device=self.get_buffer("decoder_bias_").device,
+            on_step=on_step,
+        )
+        for part, layers in zip(_PARTS, (encoder, decoder), strict=True):
+            for learned, buffer in zip(layers, self._layers(part), strict=True):
+                buffer.copy_(learned)
+        self._fitted = True
+        return self
+
+    def _layers(self, part: str) -> Layers:
+        return Layers(*(self.get_buffer(f"{part}_{name}_") for name in Layers._fields))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._fitted = bool(self.get_buffer("decoder_linear_").any())
+
+    @property
+    def fitted(self) -> bool:
+        """Whether masks were learned from, here or by what was loaded."""
+        return self._fitted
+
+    # Encoding and decoding
+
+    def transform(
+        self,
+        masks: Tensor,
+        *,
+        labels: Tensor | None = None,  # noqa: ARG002
+        logits: Logits = "expected",
+        generator: torch.Generator | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Encode masks; see :meth:`Codec.transform`."""
+        self._check_fitted()
+        inside = binary_masks(masks, self.mask_size)  # (N, D)
+        if logits != "expected":
+            raise ValueError(
+                f"logits={logits!r} needs logits; an autoencoder reads zeros and ones."
+            )
+        return run_layers(self._layers("encoder"), 2 * inside.float() - 1)  # (N, K)
+
+    def inverse_logits(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Decode codes to logits; see :meth:`Codec.inverse_logits`."""
+        self._check_fitted()
+        codes = checked_codes(codes, self.n_components)
+        logits = run_layers(self._layers("decoder"), codes)  # (N, D)
+        return logits.reshape(-1, self.mask_size, self.mask_size)  # (N, S, S)
+
+    def inverse_transform(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Decode codes to soft masks; see :meth:`Codec.inverse_transform`."""
+        return self.inverse_logits(codes, labels).sigmoid()
+
+    # Keeping
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the hyper-parameters with ``kind``, as JSON takes them."""
+        return {
+            "kind": self.kind,
+            "n_components": self.n_components,
+            "mask_size": self.mask_size,
+            "hidden": self.hidden,
+            "iterations": self.iterations,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build an unfitted codec from what :meth:`get_config` returned.
+
+        Raises:
+            ValueError: another kind, or an unknown, missing or wrong value.
+        """
+        names = ("n_components", "mask_size", "hidden", "iterations", "batch_size", "seed")
+        types: dict[str, type | tuple[type, ...]] = dict.fromkeys(names, int)
+        return cls(**checked_config(config, cls.kind, types | {"lr": (int, float)}))

@@ -1,0 +1,113 @@
+"""Low frequencies of the discrete cosine transform as a mask codec.
+
+Source: "DCT-Mask: Discrete Cosine Transform Mask Representation for Instance Segmentation",
+CVPR 2021, arXiv 2011.09876.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from meinst.codecs.clipped_logit import LOGIT, LOGIT_VARIANCE
+from meinst.codecs.linear import LinearCodec, checked_config
+from meinst.codecs.moments import ClassMoments, Moments
+
+
+class DCTCodec(LinearCodec):
+    """Masks as their lowest frequencies, in zig-zag order, of the orthonormal DCT-II.
+
+    Nothing is learned unless codes are to be whitened, as a detector's regression wants them:
+    then :meth:`fit` learns the coefficients' means and variances, which changes the codes but
+    not the masks that they decode to.
+    """
+
+    kind = "dct"
+
+    def __init__(
+        self,
+        n_components: int = 60,
+        mask_size: int = 28,
+        *,
+        sigmoid: bool = True,
+        whiten: bool = False,
+    ) -> None:
+        """Store the hyper-parameters.
+
+        Args:
+            n_components: ``K``, from 1 to ``S * S``.
+            mask_size: ``S``.
+            sigmoid: encode logits, else zeros and ones; as for principal components.
+            whiten: centre each coefficient and divide it by its standard deviation; needs a fit.
+
+        Raises:
+            ValueError: a size out of range.
+        """
+        super().__init__(n_components, mask_size, sigmoid, whiten)
+        self.components_[0].copy_(_basis(mask_size, n_components))
+        if not sigmoid:
+            self.mean_.fill_(0.5)
+        self._fitted = not whiten
+
+    def _solve(self, moments: Moments | ClassMoments) -> int:
+        pooled = moments.pooled()
+        basis = _basis(self.mask_size, self.n_components)  # (K, D) float64
+        covariance, mean = pooled.covariance(), pooled.mean()
+        variances = ((basis @ covariance) * basis).sum(1)  # (K,)
+        total = covariance.trace()
+        middle = torch.full_like(mean, 0.5)
+        if self.sigmoid:
+            mean, middle = LOGIT * (2 * mean - 1), torch.zeros_like(mean)
+            variances = (2 * LOGIT) ** 2 * variances + LOGIT_VARIANCE
+            total = (2 * LOGIT) ** 2 * total + LOGIT_VARIANCE * len(mean)
+        # Only what the basis sees of the mean: the codes are centred, the masks stay the same.
+        centre = middle + basis.T @ (basis @ (mean - middle)) if self.whiten else middle
+        ratios = variances / total if total > 0 else torch.zeros_like(variances)
+        self._set(0, basis, centre, variances, ratios)
+        return self.n_components
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._fitted = not self.whiten or bool(self.explained_variance_.any())
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the hyper-parameters with ``kind``, as JSON takes them."""
+        return {
+            "kind": "dct",
+            "n_components": self.n_components,
+            "mask_size": self.mask_size,
+            "sigmoid": self.sigmoid,
+            "whiten": self.whiten,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build the codec from what :meth:`get_config` returned.
+
+        Raises:
+            ValueError: another kind, or an unknown, missing or wrong value.
+        """
+        types = {"n_components": int, "mask_size": int, "sigmoid": bool, "whiten": bool}
+        return cls(**checked_config(config, cls.kind, types))
+
+
+def _basis(size: int, count: int) -> Tensor:
+    """The first ``count`` cosine products, ``(K, D)`` float64, orthonormal rows.
+
+    Frequencies ``(u, v)`` come by ``u + v``, in turns from either end, as in JPEG.
+    """
+    position = (torch.arange(size, dtype=torch.float64) + 0.5) * math.pi / size
+    waves = torch.cos(torch.arange(size, dtype=torch.float64)[:, None] * position)  # (u, x)
+    waves *= math.sqrt(2 / size)
+    waves[0] /= math.sqrt(2)
+    order = sorted(
+        ((u, v) for u in range(size) for v in range(size)),
+        key=lambda pair: (sum(pair), pair[0] if sum(pair) % 2 else pair[1]),
+    )[:count]
+    rows, columns = torch.tensor(order).T
+    return (waves[rows][:, :, None] * waves[columns][:, None, :]).flatten(1)  # (K, D)

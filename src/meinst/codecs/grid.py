@@ -1,0 +1,101 @@
+"""A smaller picture of the mask as its code: the baseline for all others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import Self
+
+from meinst.codecs.base import Codec, binary_masks, checked_codes
+from meinst.codecs.clipped_logit import LOGIT, Logits
+from meinst.codecs.linear import checked_config
+
+
+class GridCodec(Codec):
+    """Masks averaged over ``sqrt(K) x sqrt(K)`` cells, and stretched again.
+
+    A coefficient is the share of its cell that the mask covers, from -1 (none) to 1 (all);
+    decoding is bilinear between the cells' centres. Nothing is learned.
+    """
+
+    kind = "grid"
+
+    def __init__(self, n_components: int = 49, mask_size: int = 28) -> None:
+        """Store the hyper-parameters.
+
+        Args:
+            n_components: ``K``, a square number of at most ``S * S``.
+            mask_size: ``S``.
+
+        Raises:
+            ValueError: a size out of range.
+        """
+        super().__init__()
+        side = math.isqrt(max(n_components, 0))
+        if side < 1 or side**2 != n_components or side > mask_size:
+            raise ValueError(
+                f"A grid has a square number of components, from 1 to mask_size squared "
+                f"({mask_size**2}), found {n_components}; the nearest below is {side**2}."
+            )
+        self.n_components = n_components
+        self.mask_size = mask_size
+        self._side = side
+
+    def fit(self, masks: Tensor, labels: Tensor | None = None) -> Self:  # noqa: ARG002
+        """Check the masks' shape; there is nothing to learn."""
+        binary_masks(masks, self.mask_size)
+        return self
+
+    def transform(
+        self,
+        masks: Tensor,
+        *,
+        labels: Tensor | None = None,  # noqa: ARG002
+        logits: Logits = "expected",
+        generator: torch.Generator | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Encode masks; see :meth:`Codec.transform`."""
+        if logits != "expected":
+            raise ValueError(f"logits={logits!r} needs logits; a grid has none.")
+        flat = binary_masks(masks, self.mask_size).float()  # (N, D)
+        if not len(flat):
+            return flat.new_zeros(0, self.n_components)
+        image = flat.reshape(-1, 1, self.mask_size, self.mask_size)  # (N, 1, S, S)
+        return 2 * F.adaptive_avg_pool2d(image, self._side).flatten(1) - 1  # (N, K)
+
+    def inverse_logits(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Decode codes to logits, ``-L`` for an empty cell; see :meth:`Codec.inverse_logits`."""
+        return LOGIT * (2 * self.inverse_transform(codes, labels) - 1)
+
+    def inverse_transform(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Decode codes to soft masks; see :meth:`Codec.inverse_transform`."""
+        codes = checked_codes(codes, self.n_components)
+        size = self.mask_size
+        if not len(codes):
+            return codes.new_zeros(0, size, size)
+        cells = (codes / 2 + 0.5).reshape(-1, 1, self._side, self._side)
+        soft = F.interpolate(cells, size=(size, size), mode="bilinear", align_corners=False)
+        return soft[:, 0].clamp(0, 1)  # (N, S, S)
+
+    @property
+    def fitted(self) -> bool:
+        """Always: nothing is learned."""
+        return True
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the hyper-parameters with ``kind``, as JSON takes them."""
+        return {"kind": "grid", "n_components": self.n_components, "mask_size": self.mask_size}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build the codec from what :meth:`get_config` returned.
+
+        Raises:
+            ValueError: another kind, or an unknown, missing or wrong value.
+        """
+        return cls(**checked_config(config, cls.kind, {"n_components": int, "mask_size": int}))

@@ -1,0 +1,296 @@
+"""Mask codecs whose code is a projection on a few directions."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from meinst.codecs.base import Codec, binary_masks, checked_codes, checked_labels
+from meinst.codecs.clipped_logit import LOGIT, Logits, clipped_logits
+from meinst.codecs.moments import ClassMoments, Moments
+
+_NO_LABEL = 0
+
+
+class LinearCodec(Codec):
+    """Masks as coefficients of orthonormal directions.
+
+    ``x`` being a mask's logits (or its zeros and ones), ``code = (x - mean) @ components.T``,
+    divided by the standard deviations if whitened; decoding goes the same way back. One basis
+    serves all classes, or each class has its own (``C`` of them, the first axis of all arrays).
+
+    Attributes:
+        components_: ``(1 or C, K, D)``, orthonormal rows.
+        mean_: ``(1 or C, D)``.
+        explained_variance_: ``(1 or C, K)``, variances of the unwhitened codes.
+        explained_variance_ratio_: ``(1 or C, K)``, their shares of the total variance.
+        moments_: the sums behind the fit; ``None`` for a codec from a file. Not saved.
+    """
+
+    components_: Tensor
+    mean_: Tensor
+    explained_variance_: Tensor
+    explained_variance_ratio_: Tensor
+
+    def __init__(
+        self,
+        n_components: int,
+        mask_size: int,
+        sigmoid: bool,
+        whiten: bool,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
+        """Check and store the hyper-parameters, and make room for what is learned."""
+        super().__init__()
+        if mask_size < 1:
+            raise ValueError(f"mask_size must be at least 1, found {mask_size}.")
+        size = mask_size * mask_size
+        if not 1 <= n_components <= size:
+            raise ValueError(
+                f"n_components must be from 1 to mask_size squared ({size}), found {n_components}."
+            )
+        if class_names is not None and (
+            not class_names or len(set(class_names)) < len(class_names)
+        ):
+            raise ValueError(
+                f"class_names must be different names, at least one, found {class_names}."
+            )
+        self.n_components = n_components
+        self.mask_size = mask_size
+        self.sigmoid = sigmoid
+        self.whiten = whiten
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.moments_: Moments | ClassMoments | None = None
+        bases = 1 if class_names is None else len(class_names)
+        self.register_buffer("components_", torch.zeros(bases, n_components, size))
+        self.register_buffer("mean_", torch.zeros(bases, size))
+        self.register_buffer("explained_variance_", torch.zeros(bases, n_components))
+        self.register_buffer("explained_variance_ratio_", torch.zeros(bases, n_components))
+        self._fitted = False
+
+    # Learning
+
+    @abstractmethod
+    def _solve(self, moments: Moments | ClassMoments) -> int:
+        """Set the buffers from sums; return how many directions the masks span."""
+
+    def new_moments(self) -> Moments | ClassMoments:
+        """Empty sums, of the kind and size that this codec is fitted from."""
+        if self.class_names is None:
+            return Moments(self.mask_size)
+        return ClassMoments(self.mask_size, self.class_names)
+
+    def fit(self, masks: Tensor, labels: Tensor | None = None) -> Self:
+        """Forget what was learned and learn from masks.
+
+        Args:
+            masks: ``(N, S, S)``.
+            labels: ``(N,)`` int64, needed where classes have bases of their own.
+
+        Raises:
+            ValueError: fewer than two masks, masks that are all the same, or a wrong shape.
+
+        Warns:
+            UserWarning: the masks span fewer than ``K`` directions.
+        """
+        return self.fit_moments(self.new_moments().add(masks, labels))
+
+    def fit_moments(self, moments: Moments | ClassMoments) -> Self:
+        """Forget what was learned and learn from sums; the way for masks that come in a stream.
+
+        Args:
+            moments: kept as ``moments_``, not copied.
+
+        Raises:
+            ValueError: as :meth:`fit`; or sums of another mask size, or without the classes.
+
+        Warns:
+            UserWarning: as :meth:`fit`.
+        """
+        if moments.mask_size != self.mask_size:
+            raise ValueError(
+                f"This codec has mask_size {self.mask_size}, the moments have {moments.mask_size}."
+            )
+        names = moments.class_names if isinstance(moments, ClassMoments) else None
+        if self.class_names is not None and names != self.class_names:
+            raise ValueError(
+                f"This codec has a basis for each of the classes {self.class_names}, so it needs "
+                f"their sums; found those of {names or 'all classes together'}."
+            )
+        rank = self._solve(moments)
+        if rank < self.n_components:
+            warnings.warn(
+                f"The {moments.count} masks span {rank} directions, fewer than n_components="
+                f"{self.n_components}: the other coefficients are always 0. Fit on more masks "
+                f"or ask for fewer components.",
+                stacklevel=2,
+            )
+        self.moments_ = moments
+        return self
+
+    def _set(
+        self, basis: int, components: Tensor, mean: Tensor, variances: Tensor, ratios: Tensor
+    ) -> None:
+        """Fill in what was learned of one basis."""
+        self.components_[basis].copy_(components)
+        self.mean_[basis].copy_(mean)
+        self.explained_variance_[basis].copy_(variances)
+        self.explained_variance_ratio_[basis].copy_(ratios)
+        self._fitted = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._fitted = bool(self.components_.any())
+        self.moments_ = None
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a basis."""
+        return self._fitted
+
+    def truncated(self, n_components: int) -> Self:
+        """The codec of the first components alone; equal to one fitted with so few.
+
+        Raises:
+            NotFittedError: the codec is not fitted.
+            ValueError: more components than there are.
+        """
+        self._check_fitted()
+        if not 1 <= n_components <= self.n_components:
+            raise ValueError(
+                f"n_components must be from 1 to this codec's {self.n_components}, found "
+                f"{n_components}."
+            )
+        shorter = self.from_config(self.get_config() | {"n_components": n_components})
+        for basis in range(len(self.components_)):
+            shorter._set(
+                basis,
+                self.components_[basis, :n_components],
+                self.mean_[basis],
+                self.explained_variance_[basis, :n_components],
+                self.explained_variance_ratio_[basis, :n_components],
+            )
+        return shorter
+
+    def for_classes(self, class_names: Sequence[str]) -> LinearCodec:
+        """The codec for labels that index these names; itself if it has no classes.
+
+        Raises:
+            ValueError: it has a basis for each class, but none for one of these.
+        """
+        names = tuple(class_names)
+        if self.class_names is None or self.class_names == names:
+            return self
+        unknown = [name for name in names if name not in self.class_names]
+        if unknown:
+            raise ValueError(
+                f"This codec has a basis for each of {len(self.class_names)} classes, but none "
+                f"for {', '.join(unknown[:8])}: fit one on annotations with these classes."
+            )
+        chosen = self.from_config(self.get_config() | {"class_names": list(names)})
+        rows = [self.class_names.index(name) for name in names]
+        chosen.load_state_dict({name: array[rows] for name, array in self.state_dict().items()})
+        return chosen
+
+    # Encoding and decoding
+
+    def transform(
+        self,
+        masks: Tensor,
+        *,
+        labels: Tensor | None = None,
+        logits: Logits = "expected",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Encode masks; see :meth:`Codec.transform`. Random logits need ``sigmoid``."""
+        self._check_fitted()
+        inside = binary_masks(masks, self.mask_size)  # (N, D)
+        if logits != "expected" and not self.sigmoid:
+            raise ValueError(f"logits={logits!r} needs logits; this codec has sigmoid=False.")
+        values = clipped_logits(inside, logits, generator) if self.sigmoid else inside.float()
+
+        def encode(values: Tensor, basis: int) -> Tensor:
+            codes = (values - self.mean_[basis]) @ self.components_[basis].T  # (N, K)
+            return codes / self._deviation(basis) if self.whiten else codes
+
+        return self._by_basis(values, labels, encode)
+
+    def inverse_logits(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Decode codes to logits; see :meth:`Codec.inverse_logits`.
+
+        Without ``sigmoid``, values of 0 and 1 become the logits ``-L`` and ``L`` that stand for
+        them with it.
+        """
+        values = self._values(codes, labels)
+        return values if self.sigmoid else LOGIT * (2 * values - 1)
+
+    def inverse_transform(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Decode codes to soft masks; see :meth:`Codec.inverse_transform`.
+
+        Without ``sigmoid``, values are cut to 0.01..0.99 (METHOD of the published system).
+        """
+        values = self._values(codes, labels)
+        return values.sigmoid() if self.sigmoid else values.clamp(0.01, 0.99)
+
+    def _values(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        self._check_fitted()
+        codes = checked_codes(codes, self.n_components)
+
+        def decode(codes: Tensor, basis: int) -> Tensor:
+            if self.whiten:
+                codes = codes * self._deviation(basis)
+            return codes @ self.components_[basis] + self.mean_[basis]  # (N, D)
+
+        values = self._by_basis(codes, labels, decode)
+        return values.reshape(-1, self.mask_size, self.mask_size)  # (N, S, S)
+
+    def _by_basis(
+        self, values: Tensor, labels: Tensor | None, apply: Callable[[Tensor, int], Tensor]
+    ) -> Tensor:
+        """Apply to each row the basis of its class; rows keep their order."""
+        with torch.autocast(values.device.type, enabled=False):
+            if self.class_names is None:
+                return apply(values, _NO_LABEL)
+            labels = checked_labels(labels, len(values), self.class_names).to(values.device)
+            order = labels.argsort(stable=True)
+            counts = labels.bincount(minlength=len(self.class_names)).tolist()
+            chunks = torch.split(values[order], counts)
+            pieces = [apply(chunk, basis) for basis, chunk in enumerate(chunks)]
+            return torch.cat(pieces)[order.argsort()]
+
+    def _deviation(self, basis: int) -> Tensor:
+        """Standard deviations, ``(K,)``; 1 where there is no variance, for codes that are 0."""
+        variances = self.explained_variance_[basis]
+        return torch.where(variances > 0, variances, 1.0).sqrt()
+
+
+def checked_config(
+    config: Mapping[str, Any], kind: str, types: Mapping[str, type | tuple[type, ...]]
+) -> dict[str, Any]:
+    """The hyper-parameters of a codec's configuration, without its kind.
+
+    Args:
+        config: what ``get_config`` returned.
+        kind: the kind it must have.
+        types: the names and types it must have, and no others.
+
+    Raises:
+        ValueError: another kind, or an unknown, missing or wrong value.
+    """
+    options = dict(config)
+    fits = options.pop("kind", None) == kind and options.keys() == types.keys()
+    if not fits or not all(
+        isinstance(options[name], wanted) and (wanted is bool or type(options[name]) is not bool)
+        for name, wanted in types.items()
+    ):
+        raise ValueError(
+            f"The configuration of such a codec has kind {kind!r} and the values "
+            f"{', '.join(types)}, and no others; found {dict(config)}."
+        )
+    return options

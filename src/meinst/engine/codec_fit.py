@@ -1,0 +1,231 @@
+"""Fitting mask codecs on annotation files of any size.
+
+:func:`fit_codec` is the whole way; what follows are its steps. Linear codecs are fitted from
+exact sums, counted in one pass; an autoencoder from a sample of the masks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meinst.codecs import (
+    AutoencoderCodec,
+    ClassMoments,
+    Codec,
+    DCTCodec,
+    GridCodec,
+    LinearCodec,
+    Moments,
+    PCACodec,
+)
+from meinst.data.coco import Report
+from meinst.data.coco_file import load_document
+from meinst.data.mask_stream import MaskFilter, MaskStream
+from meinst.engine.config import CodecOptions
+
+# An autoencoder learns in many passes, so its masks are held; more teach it little.
+MOST_HELD_MASKS = 200_000
+
+
+def fit_codec(annotations: Path, options: CodecOptions) -> Codec:
+    """Fit a codec on all instances of an annotation file that are not crowds.
+
+    Args:
+        annotations: COCO-format JSON; no image is read.
+        options: kind, length of the code, side of the mask, variant.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is at fault, or its masks are too few for a codec.
+    """
+    size = options.mask_size
+    if options.kind in ("pca", "dct"):
+        counts = count_masks([annotations], [size], per_class=options.per_class)
+        moments = counts.moments[size]
+        try:
+            return fitted_codec(options, moments)
+        except ValueError as error:
+            raise ValueError(f"{annotations}: no codec can be fitted: {error}") from error
+    codec = unfitted_codec(options)
+    masks = sample_masks([annotations], size, MOST_HELD_MASKS, options.seed)
+    try:
+        return codec.fit(masks)
+    except ValueError as error:
+        raise ValueError(f"{annotations}: no codec can be fitted: {error}") from error
+
+
+def unfitted_codec(options: CodecOptions, class_names: tuple[str, ...] | None = None) -> Codec:
+    """The codec that the options describe, for the given classes where it keeps them apart."""
+    count, size = options.n_components, options.mask_size
+    if options.kind == "grid":
+        return GridCodec(count, size)
+    if options.kind == "autoencoder":
+        return AutoencoderCodec(count, size, seed=options.seed)
+    if options.kind == "dct":
+        return DCTCodec(count, size, sigmoid=options.sigmoid, whiten=options.whiten)
+    return PCACodec(
+        count,
+        size,
+        sigmoid=options.sigmoid,
+        whiten=options.whiten,
+        class_names=class_names,
+        shrinkage=options.shrinkage,
+    )
+
+
+def fitted_codec(options: CodecOptions, moments: Moments | ClassMoments) -> LinearCodec:
+    """The linear codec that the options describe, fitted from sums.
+
+    Raises:
+        ValueError: too few masks for it.
+    """
+    names = moments.class_names if isinstance(moments, ClassMoments) else None
+    codec = unfitted_codec(options, names)
+    assert isinstance(codec, LinearCodec)  # only these are fitted from sums
+    return codec.fit_moments(moments)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskCounts:
+    """Sums over the masks of annotation files.
+
+    Attributes:
+        moments: the sums for each mask size.
+        reports: for each file what reading it left out or put right.
+    """
+
+    moments: dict[int, Moments] | dict[int, ClassMoments]
+    reports: tuple[Report, ...]
+
+
+def count_masks(
+    annotations: Sequence[Path],
+    mask_sizes: Sequence[int],
+    chosen: MaskFilter | None = None,
+    *,
+    per_class: bool = False,
+    workers: int = 1,
+    share: tuple[int, int] = (0, 1),
+    on_masks: Callable[[int], None] = lambda _: None,
+) -> MaskCounts:
+    """Sum up the masks of annotation files, for one or several mask sizes at once.
+
+    The sums are the same for any order of files and any number of workers.
+
+    Args:
+        annotations: COCO-format JSON files; each is held in memory while it is counted.
+        mask_sizes: the ``S``.
+        chosen: which annotations count.
+        per_class: keep the classes apart; over several files they are matched by name.
+        workers: processes, each of which takes whole files.
+        share: count every ``n``-th batch of each file, from the ``i``-th on: ``(i, n)``.
+        on_masks: called with a number of masks whenever so many more were counted.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        AnnotationError: a file is at fault.
+    """
+    count = partial(
+        _count_file, mask_sizes=mask_sizes, chosen=chosen, per_class=per_class, share=share
+    )
+    if workers <= 1 or len(annotations) <= 1:
+        return _merged([count(path, on_masks=on_masks) for path in annotations])
+    # Forked workers start at once; no kernel of ours keeps threads that a fork would lose.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    parts = []
+    with ProcessPoolExecutor(min(workers, len(annotations)), mp_context=context) as pool:
+        for part in pool.map(count, annotations):
+            parts.append(part)
+            on_masks(max(one.count for one in part.moments.values()))
+    return _merged(parts)
+
+
+def _count_file(
+    path: Path,
+    mask_sizes: Sequence[int],
+    chosen: MaskFilter | None,
+    per_class: bool,
+    share: tuple[int, int],
+    on_masks: Callable[[int], None] = lambda _: None,
+) -> MaskCounts:
+    stream = MaskStream(load_document(path, None), chosen, share)
+    moments: dict[int, Moments] | dict[int, ClassMoments]
+    if per_class:
+        moments = {size: ClassMoments(size, stream.class_names) for size in mask_sizes}
+    else:
+        moments = {size: Moments(size) for size in mask_sizes}
+    for batch in stream:
+        labels = torch.from_numpy(batch.labels)
+        for size, one in moments.items():
+            one.add(torch.from_numpy(batch.masks(size)), labels)
+        on_masks(len(batch))
+    return MaskCounts(moments, (stream.report,))
+
+
+def _merged(parts: Sequence[MaskCounts]) -> MaskCounts:
+    total = parts[0]
+    for part in parts[1:]:
+        for size, one in total.moments.items():
+            one.merge(part.moments[size])  # type: ignore[arg-type]  # all of one type
+    return MaskCounts(total.moments, tuple(report for part in parts for report in part.reports))
+
+
+def sum_over_processes(moments: Moments | ClassMoments) -> None:
+    """Add up the sums of all processes of torch's default group, in place, in all of them."""
+    from torch import distributed
+
+    if isinstance(moments, ClassMoments):
+        counts = torch.tensor([0 if one is None else one.count for one in moments.classes])
+        distributed.all_reduce(counts)
+        for label in counts.nonzero().flatten().tolist():
+            sum_over_processes(moments.of_class(label))
+        return
+    count = torch.tensor(moments.count)
+    distributed.all_reduce(count)
+    distributed.all_reduce(moments.products)
+    moments.count = int(count)
+
+
+def sample_masks(
+    annotations: Sequence[Path],
+    mask_size: int,
+    limit: int,
+    seed: int,
+    chosen: MaskFilter | None = None,
+    on_masks: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """At most ``limit`` masks of annotation files, each as likely as any other.
+
+    Args:
+        annotations: COCO-format JSON files.
+        mask_size: ``S``.
+        limit: bounds the memory, ``S * S`` bytes for each mask.
+        seed: the same gives the same masks.
+        chosen: which annotations count.
+        on_masks: called with a number of masks whenever so many more were read.
+
+    Returns:
+        ``(N, S, S)`` uint8, in the order of the files.
+    """
+    generator = np.random.default_rng(seed)
+    held = np.zeros((0, mask_size, mask_size), dtype=np.uint8)
+    keys = np.zeros(0)
+    for path in annotations:
+        for batch in MaskStream(load_document(path, None), chosen):
+            held = np.concatenate((held, batch.masks(mask_size)))
+            keys = np.concatenate((keys, generator.random(len(batch))))
+            if len(keys) > limit:  # the smallest keys are a fair sample of all so far
+                best = np.sort(np.argpartition(keys, limit)[:limit])
+                held, keys = held[best], keys[best]
+            on_masks(len(batch))
+    return torch.from_numpy(held)
