@@ -120,7 +120,7 @@ def _help(option: Field[Any], texts: dict[str, str]) -> str:
     text = " ".join(texts[option.name].split()).replace("``", "").replace("%", "%%")
     if option.default is MISSING:
         return f"{text} (required)"
-    known = option.default is None or option.default is False
+    known = option.default is None or option.default is False or option.default == ()
     return text if known else f"{text} (default: {option.default})"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from meinst.cli.arguments import parse_arguments
-from meinst.cli.codec_output import mask_progress, told_warnings
+from meinst.cli.codec_output import check_file, mask_progress, told_warnings
 
 if TYPE_CHECKING:
     from meinst.codecs import Codec
@@ -75,8 +75,10 @@ def run(arguments: Sequence[str]) -> int:
     )
 
     from meinst.data.mask_stream import MaskFilter
+    from meinst.engine.codec_fit import unfitted_codec
     from meinst.engine.config import CodecOptions
 
+    check_file(options.output)
     wanted = CodecOptions(
         kind=options.kind,
         n_components=options.components,
@@ -88,7 +90,10 @@ def run(arguments: Sequence[str]) -> int:
         seed=options.seed,
     )
     chosen = MaskFilter(options.exclude_crowd, options.min_size)
+    unfitted_codec(wanted)  # refuses what cannot be, before the files are read
     if options.kind in ("pca", "dct"):
+        if options.moments is not None:
+            check_file(options.moments, "--moments")
         return _fit_by_moments(options, wanted, chosen)
     if options.moments is not None:
         raise ValueError(f"--moments holds what pca and dct learn from; {options.kind} does not.")
@@ -133,6 +138,8 @@ def _fit_by_moments(options: FitArguments, wanted: CodecOptions, chosen: MaskFil
 def _fit_on_masks(options: FitArguments, wanted: CodecOptions, chosen: MaskFilter) -> int:
     from meinst.engine.codec_fit import MOST_HELD_MASKS, sample_masks, unfitted_codec
 
+    if int(os.environ.get("RANK", "0")):  # torchrun's other processes have nothing to add
+        return 0
     codec = unfitted_codec(wanted)
     with mask_progress() as advance:
         masks = sample_masks(
@@ -149,13 +156,9 @@ def _fit_on_masks(options: FitArguments, wanted: CodecOptions, chosen: MaskFilte
 
 
 def _save(codec: Codec, output: Path, source: str) -> int:
-    from rich.console import Console
-
     codec.save(output)
-    Console().print(
+    print(
         f"{codec.kind} codec of {codec.n_components} numbers for masks of "
-        f"{codec.mask_size} x {codec.mask_size}{source}: {output}",
-        soft_wrap=True,
-        highlight=False,
+        f"{codec.mask_size} x {codec.mask_size}{source}: {output}"
     )
     return 0

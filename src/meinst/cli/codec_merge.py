@@ -46,13 +46,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     options = parse_arguments(MergeArguments, arguments, "codec merge", EXAMPLES, positional="sums")
 
-    from rich.console import Console
-
-    from meinst.cli.codec_output import told_warnings
+    from meinst.cli.codec_output import check_file, told_warnings
     from meinst.codecs import ClassMoments, load_moments
     from meinst.engine.codec_fit import fitted_codec
     from meinst.engine.config import CodecOptions
 
+    check_file(options.output)
     moments = load_moments(options.sums[0])
     for path in options.sums[1:]:
         other = load_moments(path)
@@ -61,7 +60,10 @@ def run(arguments: Sequence[str]) -> int:
                 f"{path} holds {other.kind}, {options.sums[0]} holds {moments.kind}: count all "
                 "with --per-class, or all without."
             )
-        moments.merge(other)  # type: ignore[arg-type]  # of one type, as seen above
+        try:
+            moments.merge(other)  # type: ignore[arg-type]  # of one type, as seen above
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     if options.output.suffix == ".moments":
         moments.save(options.output)
     else:
@@ -77,7 +79,5 @@ def run(arguments: Sequence[str]) -> int:
         with told_warnings():
             codec = fitted_codec(wanted, moments)
         codec.save(options.output)
-    Console().print(
-        f"{len(options.sums)} files, {moments.count:,} masks: {options.output}", soft_wrap=True
-    )
+    print(f"{len(options.sums)} files, {moments.count:,} masks: {options.output}")
     return 0

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -29,13 +30,14 @@ def mask_progress(
         def render(self, task: Task) -> Text:
             return Text(f"{task.finished_speed or task.speed or 0:,.0f} masks/s")
 
+    console = Console(stderr=True)
     progress = Progress(
         TextColumn("masks {task.completed:,.0f}"),
         BarColumn(),
         Speed(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=not shown,
+        disable=not (shown and console.is_terminal),
     )
     with progress:
         task = progress.add_task("masks", total=total)
@@ -50,3 +52,17 @@ def told_warnings() -> Iterator[None]:
         yield
     for warning in caught:
         print("warning:", " ".join(str(warning.message).split()), file=sys.stderr)
+
+
+def check_file(path: Path, option: str = "--output") -> None:
+    """Prove that a file can be written there before the work begins that fills it.
+
+    Raises:
+        ValueError: it is a folder.
+        OSError: its folder cannot be written.
+    """
+    from meinst.engine.predict import check_folder
+
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; give the name of a file.")
+    check_folder(path.parent)

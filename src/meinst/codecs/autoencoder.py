@@ -108,7 +108,7 @@ class AutoencoderCodec(Codec):
 
         The same masks in the same order, seed and number of threads give the same bits on a
         machine. The masks are seen again and again, so they must all be there; they are not
-        copied. Take a sample of more than some 200,000.
+        copied. Of more than some 200,000 a sample will do.
 
         Args:
             masks: ``(N, S, S)``.

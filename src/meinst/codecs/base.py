@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -176,9 +177,9 @@ class Codec(nn.Module, ABC):
         state = codec.state_dict()
         for name, buffer in state.items():
             array = file.require(cls._file_name(name), tuple(buffer.shape))
-            if (array.dtype.kind == "f") != buffer.is_floating_point():
+            if array.dtype.kind != "f":
                 raise file.error(f"{cls._file_name(name)} has a wrong type", array.dtype)
-            state[name] = torch.from_numpy(array)
+            state[name] = torch.from_numpy(array.astype(np.float32))
         codec.load_state_dict(state)
         if not codec.fitted:
             raise file.error("it must hold a fitted codec", "zeros only")

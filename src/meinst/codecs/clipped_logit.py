@@ -8,7 +8,7 @@ unless told to draw.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -58,8 +58,11 @@ def clipped_logits(
         float32 of the same shape.
 
     Raises:
-        ValueError: if a generator is missing, or given where nothing is drawn.
+        ValueError: if there are no such logits, or if a generator is missing, or given where
+            nothing is drawn.
     """
+    if logits not in get_args(Logits):
+        raise ValueError(f"logits must be one of {', '.join(get_args(Logits))}, found {logits!r}.")
     if (logits == "random") != (generator is not None):
         raise ValueError(
             f"Random logits are drawn by a generator, others are not: found logits={logits!r} "

@@ -24,7 +24,8 @@ class DCTCodec(LinearCodec):
 
     Nothing is learned unless codes are to be whitened, as a detector's regression wants them:
     then :meth:`fit` learns the coefficients' means and variances, which changes the codes but
-    not the masks that they decode to.
+    not the masks that they decode to. A coefficient that is the same for all masks is centred
+    and not divided.
     """
 
     kind = "dct"
@@ -56,10 +57,17 @@ class DCTCodec(LinearCodec):
 
     def _solve(self, moments: Moments | ClassMoments) -> int:
         pooled = moments.pooled()
+        if self.whiten and pooled.count > 1 and not pooled.varied():
+            raise ValueError(
+                f"Whitening needs masks that differ, but all {pooled.count} are the same."
+            )
         basis = _basis(self.mask_size, self.n_components)  # (K, D) float64
         covariance, mean = pooled.covariance(), pooled.mean()
         variances = ((basis @ covariance) * basis).sum(1)  # (K,)
         total = covariance.trace()
+        # What is left by rounding is no variance to divide by.
+        tolerance = float(total) * len(mean) * torch.finfo(torch.float64).eps
+        variances[variances <= tolerance] = 0
         middle = torch.full_like(mean, 0.5)
         if self.sigmoid:
             mean, middle = LOGIT * (2 * mean - 1), torch.zeros_like(mean)

@@ -68,19 +68,23 @@ class GridCodec(Codec):
         image = flat.reshape(-1, 1, self.mask_size, self.mask_size)  # (N, 1, S, S)
         return 2 * F.adaptive_avg_pool2d(image, self._side).flatten(1) - 1  # (N, K)
 
-    def inverse_logits(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def inverse_logits(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Decode codes to logits, ``-L`` for an empty cell; see :meth:`Codec.inverse_logits`."""
-        return LOGIT * (2 * self.inverse_transform(codes, labels) - 1)
+        return LOGIT * (2 * self._stretched(codes) - 1)
 
     def inverse_transform(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Decode codes to soft masks; see :meth:`Codec.inverse_transform`."""
+        return self._stretched(codes).clamp(0, 1)
+
+    def _stretched(self, codes: Tensor) -> Tensor:
+        """The cells' shares between their centres, not cut, so that any code has a gradient."""
         codes = checked_codes(codes, self.n_components)
         size = self.mask_size
         if not len(codes):
             return codes.new_zeros(0, size, size)
         cells = (codes / 2 + 0.5).reshape(-1, 1, self._side, self._side)
         soft = F.interpolate(cells, size=(size, size), mode="bilinear", align_corners=False)
-        return soft[:, 0].clamp(0, 1)  # (N, S, S)
+        return soft[:, 0]  # (N, S, S)
 
     @property
     def fitted(self) -> bool:

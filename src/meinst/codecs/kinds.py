@@ -40,6 +40,6 @@ def codec_from_config(config: Mapping[str, Any]) -> Codec:
         ValueError: an unknown kind, or an unknown, missing or wrong value.
     """
     kind = config.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"A codec's kind must be one of {', '.join(KINDS)}, found {kind!r}.")
     return KINDS[kind].from_config(config)

@@ -56,7 +56,9 @@ class LinearCodec(Codec):
                 f"n_components must be from 1 to mask_size squared ({size}), found {n_components}."
             )
         if class_names is not None and (
-            not class_names or len(set(class_names)) < len(class_names)
+            not class_names
+            or not all(isinstance(name, str) for name in class_names)
+            or len(set(class_names)) < len(class_names)
         ):
             raise ValueError(
                 f"class_names must be different names, at least one, found {class_names}."
@@ -97,7 +99,7 @@ class LinearCodec(Codec):
             ValueError: fewer than two masks, masks that are all the same, or a wrong shape.
 
         Warns:
-            UserWarning: the masks span fewer than ``K`` directions.
+            UserWarning: the masks span fewer than ``K`` directions, or a class has none.
         """
         return self.fit_moments(self.new_moments().add(masks, labels))
 
@@ -124,6 +126,14 @@ class LinearCodec(Codec):
                 f"their sums; found those of {names or 'all classes together'}."
             )
         rank = self._solve(moments)
+        if isinstance(moments, ClassMoments) and self.class_names is not None:
+            empty = [self.class_names[label] for label in moments.empty_classes()]
+            if empty:
+                warnings.warn(
+                    f"{len(empty)} of {len(self.class_names)} classes have no masks and get the "
+                    f"basis of all: {', '.join(empty[:8])}{', ...' if len(empty) > 8 else ''}.",
+                    stacklevel=2,
+                )
         if rank < self.n_components:
             warnings.warn(
                 f"The {moments.count} masks span {rank} directions, fewer than n_components="

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,12 +60,12 @@ class Moments:
         return self
 
     def merge(self, other: Moments) -> Self:
-        """Count in all masks that ``other`` has counted."""
-        if other.mask_size != self.mask_size:
-            raise ValueError(
-                f"Moments of one mask size can be merged; found {self.mask_size} and "
-                f"{other.mask_size}."
-            )
+        """Count in all masks that ``other`` has counted.
+
+        Raises:
+            ValueError: another mask size.
+        """
+        _check_sizes(self.mask_size, other.mask_size)
         self.count += other.count
         self.products += other.products
         return self
@@ -105,7 +104,7 @@ class Moments:
     def save(self, path: str | Path) -> None:
         """Write the sums to an ``.npz`` file; the same sums give the same bytes."""
         triangle = self.products.numpy()[np.triu_indices(self.mask_size**2)]
-        arrays = {"count": np.array(self.count), "products": triangle}
+        arrays = {"count": np.array(self.count, dtype=np.int64), "products": triangle}
         write_codec_file(path, self.kind, {"mask_size": self.mask_size}, arrays)
 
     @classmethod
@@ -115,12 +114,7 @@ class Moments:
         Raises:
             CodecFileError: it does not hold such sums.
         """
-        moments = cls(_mask_size(file))
-        moments.count = int(file.require("count", ()))
-        size = moments.mask_size**2
-        triangle = file.require("products", (size * (size + 1) // 2,))
-        _fill(moments, triangle, file)
-        return moments
+        return _read_sums(file, _mask_size(file), "count", "products")
 
 
 class ClassMoments:
@@ -157,7 +151,11 @@ class ClassMoments:
 
         Where the names differ, or their order, the union in alphabetical order takes their
         place, so that the order of merging does not matter.
+
+        Raises:
+            ValueError: another mask size; nothing was counted in.
         """
+        _check_sizes(self.mask_size, other.mask_size)
         if other.class_names != self.class_names:
             known = dict(zip(self.class_names, self.classes, strict=True))
             self.class_names = tuple(sorted({*self.class_names, *other.class_names}))
@@ -175,6 +173,10 @@ class ClassMoments:
                 pooled.merge(one)
         return pooled
 
+    def empty_classes(self) -> list[int]:
+        """The classes without masks."""
+        return [label for label, one in enumerate(self.classes) if one is None or not one.count]
+
     def of_class(self, label: int) -> Moments:
         """The sums of one class, empty ones if there were none."""
         found = self.classes[label]
@@ -187,8 +189,8 @@ class ClassMoments:
         triangle = np.triu_indices(self.mask_size**2)
         arrays: dict[str, np.ndarray] = {}
         for label, one in enumerate(self.classes):
-            if one is not None:
-                arrays[f"count_{label}"] = np.array(one.count)
+            if one is not None and one.count:
+                arrays[f"count_{label}"] = np.array(one.count, dtype=np.int64)
                 arrays[f"products_{label}"] = one.products.numpy()[triangle]
         config = {"mask_size": self.mask_size, "class_names": list(self.class_names)}
         write_codec_file(path, self.kind, config, arrays)
@@ -201,16 +203,18 @@ class ClassMoments:
             CodecFileError: it does not hold such sums.
         """
         names = file.config.get("class_names")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise file.error("its config must hold class_names, a list of names", repr(names))
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or len(set(names)) < len(names)
+        ):
+            raise file.error("its config must hold class_names, different names", repr(names))
         moments = cls(_mask_size(file), names)
-        size = moments.mask_size**2
         for label in range(len(names)):
             if f"count_{label}" in file.arrays:
-                one = moments.of_class(label)
-                one.count = int(file.require(f"count_{label}", ()))
-                triangle = file.require(f"products_{label}", (size * (size + 1) // 2,))
-                _fill(one, triangle, file)
+                moments.classes[label] = _read_sums(
+                    file, moments.mask_size, f"count_{label}", f"products_{label}"
+                )
         return moments
 
 
@@ -236,10 +240,24 @@ def _mask_size(file: CodecFile) -> int:
     return size
 
 
-def _fill(moments: Moments, triangle: np.ndarray[Any, Any], file: CodecFile) -> None:
-    """Put the upper triangle in place, if it can be one of sums of masks."""
-    if triangle.dtype != np.int64 or (len(triangle) and triangle.min() < 0):
-        raise file.error("products must be int64 and not negative", triangle.dtype)
-    if triangle.max(initial=0) > moments.count:
-        raise file.error(f"no sum can be above the number of masks {moments.count}", triangle.max())
-    moments.products.numpy()[np.triu_indices(moments.mask_size**2)] = triangle
+def _read_sums(file: CodecFile, mask_size: int, count_key: str, products_key: str) -> Moments:
+    """Build sums from the arrays of these names, if they can be sums of masks."""
+    size = mask_size**2
+    count = file.require(count_key, ())
+    triangle = file.require(products_key, (size * (size + 1) // 2,))
+    for key, array in ((count_key, count), (products_key, triangle)):
+        if array.dtype != np.int64:
+            raise file.error(f"{key} must be int64", array.dtype)
+        if array.min() < 0:
+            raise file.error(f"{key} must not be negative", array.min())
+    if triangle.max() > count:
+        raise file.error(f"no sum can be above the number of masks {count}", triangle.max())
+    moments = Moments(mask_size)
+    moments.count = int(count)
+    moments.products.numpy()[np.triu_indices(size)] = triangle
+    return moments
+
+
+def _check_sizes(mine: int, other: int) -> None:
+    if mine != other:
+        raise ValueError(f"Moments of one mask size can be merged; found {mine} and {other}.")

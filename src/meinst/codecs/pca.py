@@ -6,7 +6,6 @@ Source: "Mask Encoding for Single Shot Instance Segmentation", CVPR 2020, arXiv 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -87,7 +86,8 @@ class PCACodec(LinearCodec):
 
         The components are worked out at each call; a long stream is cheaper through
         :class:`Moments` and :meth:`fit_moments`. Until two different masks were seen the codec
-        stays unfitted; that the masks span few directions is not warned of.
+        stays unfitted; masks that span few directions and classes without any are not warned
+        of.
 
         Raises:
             ValueError: a wrong shape, or a codec from a file, which has no sums to add to.
@@ -110,6 +110,12 @@ class PCACodec(LinearCodec):
             ValueError: another mask size or other classes, or a codec that was not fitted here
                 but read from a file.
         """
+        if (self.mask_size, self.class_names) != (other.mask_size, other.class_names):
+            raise ValueError(
+                f"Codecs of the same masks and classes can be merged; found mask_size "
+                f"{self.mask_size} and {other.mask_size}, classes {self.class_names} and "
+                f"{other.class_names}."
+            )
         merged: Any = self.new_moments()
         for codec in (self, other):
             codec._refuse_without_moments()
@@ -136,10 +142,8 @@ class PCACodec(LinearCodec):
             return self._solve_basis(0, covariance, mean)
         rank = self._solve_basis(0, covariance, mean)
         shared = [buffer[0].clone() for buffer in self._learned()]
-        empty = []
         for basis, one in enumerate(moments.classes):
-            if one is None:
-                empty.append(self.class_names[basis])
+            if one is None or not one.count:
                 self._set(basis, *shared)
                 continue
             # A single mask has no covariance, but its mean still counts.
@@ -149,12 +153,6 @@ class PCACodec(LinearCodec):
                 basis,
                 share * own + (1 - share) * covariance,
                 share * one.mean() + (1 - share) * mean,
-            )
-        if empty:
-            warnings.warn(
-                f"{len(empty)} of {len(self.class_names)} classes have no masks and get the "
-                f"basis of all: {', '.join(empty[:8])}{', ...' if len(empty) > 8 else ''}.",
-                stacklevel=3,
             )
         return rank
 

@@ -23,7 +23,9 @@ CLIP_TOLERANCE = 1.0
 Integers: TypeAlias = NDArray[np.int64]
 Truths: TypeAlias = NDArray[np.bool_]
 
-_NO_POLYGON = 6  # numbers of three points
+_SHORTEST = 6  # numbers of a polygon: those of three points
+# Stands where there is no box, or no usable one.
+_UNIT_BOX = [0.0, 0.0, 1.0, 1.0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,20 +204,25 @@ class _Polygons:
 
     def __init__(self, shapes: Sequence[Any], outlined: Truths, faults: _Faults) -> None:
         rows = np.flatnonzero(outlined).tolist()
-        if not _all_numbers([shapes[row] for row in rows]):
-            bad = [row for row in rows if not _numbers_only(shapes[row])]
+        parts = list(chain.from_iterable(shapes[row] for row in rows))
+        numbers = _numbers(parts)
+        if numbers is None:
+            bad = [row for row in rows if _numbers(shapes[row]) is None]
             faults.note(_NOT_FINITE, _at(bad, len(shapes)))
             rows = sorted(set(rows) - set(bad))
-        parts = list(chain.from_iterable(shapes[row] for row in rows))
+            parts = list(chain.from_iterable(shapes[row] for row in rows))
+            numbers = _numbers(parts)
+            assert numbers is not None  # the others were left out
         lengths = np.fromiter(map(len, parts), np.int64, len(parts))
         counts = np.zeros(len(shapes), dtype=np.int64)
         counts[rows] = [len(shapes[row]) for row in rows]
         owners = np.repeat(np.arange(len(shapes)), counts)  # (Q,)
-        numbers = np.fromiter(chain.from_iterable(parts), np.float64, int(lengths.sum()))
-        wild = np.repeat(owners, lengths)[~np.isfinite(numbers)]
+        finite = np.isfinite(numbers)
+        wild = np.repeat(owners, lengths)[~finite]
         faults.note(_NOT_FINITE, _at(wild.tolist(), len(shapes)))
+        numbers[~finite] = 0  # so that what follows need not think of them
 
-        usable = (lengths >= _NO_POLYGON) & (lengths % 2 == 0)
+        usable = (lengths >= _SHORTEST) & (lengths % 2 == 0)
         counts_usable = np.bincount(owners[usable], minlength=len(shapes))
         self.shortened = counts_usable < counts
         present = counts > 0
@@ -234,13 +241,11 @@ class _Polygons:
             return np.zeros(0, dtype=np.bool_)
         points = self.coordinates.reshape(-1, 2)
         part = np.repeat(np.arange(len(starts)), np.diff(self.part_starts) // 2)
-        with np.errstate(invalid="ignore", over="ignore"):  # infinities were noted before
+        with np.errstate(invalid="ignore", over="ignore"):  # of absurd but finite coordinates
             x, y = (points - points[starts][part]).T
             distance = np.abs(x) + np.abs(y)
             far = np.flatnonzero(distance == np.maximum.reduceat(distance, starts)[part])
             _, first = np.unique(part[far], return_index=True)
-            if len(first) < len(starts):  # parts with NaN have no farthest point
-                return np.zeros(len(starts), dtype=np.bool_)
             farthest = far[first][part]
             crossing = x * y[farthest] != y * x[farthest]
         return ~np.logical_or.reduceat(crossing, starts)
@@ -260,22 +265,16 @@ class _Polygons:
 _NOT_FINITE = "polygon that is no list of finite numbers"
 
 
-def _all_numbers(shapes: list[list[Any]]) -> bool:
-    """Whether all parts are flat lists of numbers; a quick look at the whole batch."""
-    parts = list(chain.from_iterable(shapes))
+def _numbers(parts: Sequence[Any]) -> Floats | None:
+    """The numbers of flat lists, one after the other; None if there is anything else in them."""
     if any(type(part) is not list for part in parts):
-        return False
-    return set(map(type, chain.from_iterable(parts))) <= {int, float}
-
-
-def _numbers_only(shape: list[Any]) -> bool:
-    """Whether the parts of one instance are flat lists of numbers that a float can hold."""
+        return None
+    if not set(map(type, chain.from_iterable(parts))) <= {int, float}:  # True is no number
+        return None
     try:
-        return all(
-            type(part) is list and np.array(part, dtype=np.float64).ndim == 1 for part in shape
-        )
-    except (TypeError, ValueError, OverflowError):
-        return False
+        return np.fromiter(chain.from_iterable(parts), np.float64, sum(map(len, parts)))
+    except OverflowError:  # an integer that no float can hold
+        return None
 
 
 def _bitmap(rle: Any, size: Floats, faults: _Faults, row: int) -> Bitmap | None:
@@ -303,25 +302,22 @@ def _bitmap(rle: Any, size: Floats, faults: _Faults, row: int) -> Bitmap | None:
 def _boxes(given: Sequence[Any], faults: _Faults) -> tuple[Floats, Truths]:
     """Boxes ``(N, 4)`` as ``x1 y1 x2 y2`` where given, and where they are missing."""
     missing = np.array([box is None for box in given], dtype=np.bool_)
+    values = [_UNIT_BOX if box is None else box for box in given]
+    numbers = _numbers(values)
     wrong = np.zeros(len(given), dtype=np.bool_)
-    values = [[0.0, 0.0, 1.0, 1.0] if box is None else box for box in given]
-    if not all(type(box) is list and len(box) == 4 for box in values) or not _all_numbers([values]):
-        wrong = np.array([not _four_numbers(box) for box in values], dtype=np.bool_)
-        values = [
-            [0.0, 0.0, 1.0, 1.0] if bad else box for box, bad in zip(values, wrong, strict=True)
-        ]
-    flat = np.fromiter(chain.from_iterable(values), np.float64, 4 * len(values))
-    boxes = flat.reshape(-1, 4)  # (N, 4) x y width height
-    faults.note("box that is not four finite numbers", wrong | _any(~np.isfinite(boxes)))
+    if numbers is None or any(len(box) != 4 for box in values):
+        wrong = np.array([_numbers([box]) is None or len(box) != 4 for box in values], np.bool_)
+        values = [_UNIT_BOX if bad else box for box, bad in zip(values, wrong, strict=True)]
+        numbers = _numbers(values)
+        assert numbers is not None  # the others were replaced
+    boxes = numbers.reshape(-1, 4)  # (N, 4) x y width height
+    wild = _any(~np.isfinite(boxes))
+    faults.note("box that is not four finite numbers", wrong | wild)
+    boxes[wild] = _UNIT_BOX
     faults.note("box of no area", _any(boxes[:, 2:] <= 0))
-    return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1), missing
-
-
-def _four_numbers(box: Any) -> bool:
-    try:
-        return np.array(box, dtype=np.float64).shape == (4,)
-    except (TypeError, ValueError, OverflowError):
-        return False
+    with np.errstate(over="ignore"):  # of absurd but finite numbers, which are clipped later
+        ends = boxes[:, :2] + boxes[:, 2:]
+    return np.concatenate((boxes[:, :2], ends), axis=1), missing
 
 
 def _clip(boxes: Floats, sizes: Floats, bounds: Floats, faults: _Faults) -> tuple[Floats, Truths]:

@@ -7,7 +7,7 @@ exact sums, counted in one pass; an autoencoder from a sample of the masks.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -48,14 +48,16 @@ def fit_codec(annotations: Path, options: CodecOptions) -> Codec:
         ValueError: the file is at fault, or its masks are too few for a codec.
     """
     size = options.mask_size
-    if options.kind in ("pca", "dct"):
+    codec = unfitted_codec(options)  # before the file is read: it refuses what cannot be
+    if isinstance(codec, GridCodec):
+        return codec
+    if isinstance(codec, LinearCodec):
         counts = count_masks([annotations], [size], per_class=options.per_class)
         moments = counts.moments[size]
         try:
             return fitted_codec(options, moments)
         except ValueError as error:
             raise ValueError(f"{annotations}: no codec can be fitted: {error}") from error
-    codec = unfitted_codec(options)
     masks = sample_masks([annotations], size, MOST_HELD_MASKS, options.seed)
     try:
         return codec.fit(masks)
@@ -133,21 +135,23 @@ def count_masks(
     Raises:
         FileNotFoundError: a file does not exist.
         AnnotationError: a file is at fault.
+        ValueError: no file is given.
     """
+    if not annotations:
+        raise ValueError("Masks are counted in at least one annotation file, found none.")
     count = partial(
         _count_file, mask_sizes=mask_sizes, chosen=chosen, per_class=per_class, share=share
     )
     if workers <= 1 or len(annotations) <= 1:
-        return _merged([count(path, on_masks=on_masks) for path in annotations])
-    # Forked workers start at once; no kernel of ours keeps threads that a fork would lose.
+        return _merged(count(path, on_masks=on_masks) for path in annotations)
+    # Forked workers start at once. A fork loses threads: our kernels keep none, and torch, which
+    # would wait for its own for ever, is told to use one.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
-    parts = []
-    with ProcessPoolExecutor(min(workers, len(annotations)), mp_context=context) as pool:
-        for part in pool.map(count, annotations):
-            parts.append(part)
-            on_masks(max(one.count for one in part.moments.values()))
-    return _merged(parts)
+    with ProcessPoolExecutor(
+        min(workers, len(annotations)), context, torch.set_num_threads, (1,)
+    ) as pool:
+        return _merged(_told(pool.map(count, annotations), on_masks))
 
 
 def _count_file(
@@ -172,12 +176,22 @@ def _count_file(
     return MaskCounts(moments, (stream.report,))
 
 
-def _merged(parts: Sequence[MaskCounts]) -> MaskCounts:
-    total = parts[0]
-    for part in parts[1:]:
+def _told(parts: Iterable[MaskCounts], on_masks: Callable[[int], None]) -> Iterator[MaskCounts]:
+    for part in parts:
+        on_masks(max(one.count for one in part.moments.values()))
+        yield part
+
+
+def _merged(parts: Iterable[MaskCounts]) -> MaskCounts:
+    """Add up sums as they come, so that no more than two of them are held."""
+    parts = iter(parts)
+    total = next(parts)
+    reports = list(total.reports)
+    for part in parts:
+        reports += part.reports
         for size, one in total.moments.items():
             one.merge(part.moments[size])  # type: ignore[arg-type]  # all of one type
-    return MaskCounts(total.moments, tuple(report for part in parts for report in part.reports))
+    return MaskCounts(total.moments, tuple(reports))
 
 
 def sum_over_processes(moments: Moments | ClassMoments) -> None:
@@ -215,17 +229,19 @@ def sample_masks(
         on_masks: called with a number of masks whenever so many more were read.
 
     Returns:
-        ``(N, S, S)`` uint8, in the order of the files.
+        ``(N, S, S)`` uint8, in the order of the files where none had to be left out.
     """
     generator = np.random.default_rng(seed)
-    held = np.zeros((0, mask_size, mask_size), dtype=np.uint8)
-    keys = np.zeros(0)
+    held = np.empty((limit, mask_size, mask_size), dtype=np.uint8)
+    seen = 0
     for path in annotations:
         for batch in MaskStream(load_document(path, None), chosen):
-            held = np.concatenate((held, batch.masks(mask_size)))
-            keys = np.concatenate((keys, generator.random(len(batch))))
-            if len(keys) > limit:  # the smallest keys are a fair sample of all so far
-                best = np.sort(np.argpartition(keys, limit)[:limit])
-                held, keys = held[best], keys[best]
+            # Reservoir sampling (Vitter 1985, algorithm R): mask n takes one of n + 1 rows, of
+            # which the first ones are held.
+            number = np.arange(seen, seen + len(batch))
+            row = np.where(number < limit, number, generator.integers(0, number + 1))
+            new = row < limit
+            held[row[new]] = batch.select(new).masks(mask_size)  # the last one stays in a row
+            seen += len(batch)
             on_masks(len(batch))
-    return torch.from_numpy(held)
+    return torch.from_numpy(held[:seen])

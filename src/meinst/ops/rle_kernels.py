@@ -71,6 +71,12 @@ def _find_runs(
     width, height = window[2], window[3]
     columns, column_weights = _place(window[0], width, box[0], box[2], size)
     rows, row_weights = _place(window[1], height, box[1], box[3], size)
+    ends = np.empty(size + 2, dtype=np.int64)  # where each stretch between two values ends
+    stretches = 0
+    for row in range(1, height + 1):
+        if row == height or rows[row] != rows[row - 1]:
+            ends[stretches] = row
+            stretches += 1
     line = np.zeros(size + 2, dtype=np.float32)  # one column's values, a zero at either end
     found = 0
     for x in range(width):
@@ -82,11 +88,9 @@ def _find_runs(
             line[s + 1] = before * left + after * right
         inside = False
         low = 0
-        while low < height:
+        for stretch in range(stretches):
+            high = ends[stretch]
             cell = rows[low]
-            high = low + 1
-            while high < height and rows[high] == cell:
-                high += 1
             top, bottom = line[cell + 1], line[cell + 2]
             ends_inside = bottom >= _HALF
             crossing = low

@@ -81,7 +81,7 @@ def test_components_as_from_the_singular_values_of_all_masks(sigmoid: bool) -> N
 def test_closed_form_is_the_limit_of_random_logits() -> None:
     masks = ellipses(300)
     inside = masks.flatten(1).bool().repeat(200, 1)
-    drawn = clipped_logits(inside, torch.Generator().manual_seed(0)).double()
+    drawn = clipped_logits(inside, "random", torch.Generator().manual_seed(0)).double()
     variances = torch.linalg.eigvalsh(torch.cov(drawn.T)).flip(0)
     codec = fitted()
     # The same masks 200 times: n - 1 grows from 299 / 300 to 1 in shares of n.

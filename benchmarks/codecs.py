@@ -1,0 +1,198 @@
+"""Rasterising and fitting, beside the published way of doing it, in the same run.
+
+    python benchmarks/codecs.py ANNOTATIONS.json [--repeat-to 400000]
+
+The published flow, rebuilt from its parts: masks are rasterised one by one with pycocotools, all
+of them are held as float32, and scikit-learn's IncrementalPCA(60, whiten=True, batch_size=1024)
+goes over them. The two sides take turns; medians of the ratios and their range are printed.
+Needs `pip install -r benchmarks/requirements.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+from meinst.codecs import Moments, PCACodec
+from meinst.data.coco_file import image_sizes, load_document
+from meinst.data.instance_batch import BatchReader, InstanceBatch
+from meinst.data.mask_stream import MaskStream
+
+K, S = 60, 28
+_SMALLEST_SIDE = 0.1
+
+
+def published_masks(batch: InstanceBatch) -> np.ndarray:
+    """Rasterise one mask after the other with pycocotools: ``(N, S, S)`` uint8."""
+    masks = np.zeros((len(batch), S, S), dtype=np.uint8)
+    for n, (x1, y1, x2, y2) in enumerate(batch.boxes):
+        scale = np.array([S / max(x2 - x1, _SMALLEST_SIDE), S / max(y2 - y1, _SMALLEST_SIDE)])
+        first, last = batch.instance_starts[n : n + 2]
+        polygons = []
+        for part in range(first, last):
+            start, end = batch.part_starts[part : part + 2]
+            points = batch.coordinates[start:end].reshape(-1, 2)
+            polygons.append(((points - (x1, y1)) * scale).ravel().tolist())
+        masks[n] = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, S, S)))
+    return masks
+
+
+def published_fit(batches: Sequence[InstanceBatch]) -> None:
+    """Rasterise everything one by one, then IncrementalPCA on all masks."""
+    from sklearn.decomposition import IncrementalPCA
+
+    flat = np.concatenate([published_masks(batch) for batch in batches]).reshape(-1, S * S)
+    IncrementalPCA(K, whiten=True, batch_size=1024).fit(flat.astype(np.float32))
+
+
+def our_fit(document: dict[str, Any]) -> PCACodec:
+    """From the parsed file: check, rasterise, count, solve."""
+    moments = Moments(S)
+    for batch in MaskStream(document):
+        moments.add(torch.from_numpy(batch.masks(S)))
+    return PCACodec(K, S).fit_moments(moments)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def ratios(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> str:
+    """Time both sides in turns; the median ratio with its range, and the median seconds."""
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    speedups = [their / our for our, their in pairs]
+    mine, other = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return (
+        f"{statistics.median(speedups):.1f} x ({min(speedups):.1f} to {max(speedups):.1f}; "
+        f"{mine:.3f} s against {other:.3f} s, {rounds} rounds)"
+    )
+
+
+def peak_memory(run: Callable[[], Any]) -> float:
+    """Peak resident memory during a call above that before it, in MB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 1000
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise KeyError(key)
+
+
+_batches: list[InstanceBatch] = []  # forked workers find them here
+
+
+def _rasterise_share(share: tuple[int, int]) -> None:
+    first, step = share
+    for batch in _batches[first::step]:
+        batch.masks(S)
+
+
+def process_scaling(rounds: int) -> str:
+    """One process against all processors, each rasterising its share ten times over."""
+    count = os.cpu_count() or 1
+    with ProcessPoolExecutor(count, mp_context=get_context("fork")) as pool:
+
+        def spread(processes: int) -> None:
+            shares = [(first, processes) for first in range(processes)]
+            for _ in range(10):
+                list(pool.map(_rasterise_share, shares))
+
+        spread(count)
+        return ratios(lambda: spread(count), lambda: spread(1), rounds) + f", {count} processes"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("annotations", type=Path)
+    parser.add_argument("--repeat-to", type=int, default=400_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    packages = ("meinst", "torch", "numpy", "numba", "pycocotools", "scikit-learn")
+    print(platform.platform(), ", ".join(f"{name} {version(name)}" for name in packages))
+
+    document = load_document(options.annotations, None)
+    _batches.extend(MaskStream(document))
+    count = sum(map(len, _batches))
+    equal = sum(int((b.masks(S) == published_masks(b)).all(axis=(1, 2)).sum()) for b in _batches)
+    print(f"{count} masks; equal to pycocotools: {equal}")
+    print(
+        "rasterise, one thread, against one-by-one pycocotools:",
+        ratios(
+            lambda: [batch.masks(S) for batch in _batches],
+            lambda: [published_masks(batch) for batch in _batches],
+            options.rounds,
+        ),
+    )
+    print("rasterise, processes against one:", process_scaling(options.rounds))
+    our_fit(document)
+    print(
+        "rasterise and fit against the published flow:",
+        ratios(lambda: our_fit(document), lambda: published_fit(_batches), options.rounds),
+    )
+    print(f"peak memory above the parsed file: {peak_memory(lambda: our_fit(document)):.0f} MB")
+
+    times = -(-options.repeat_to // count)
+    many = {**document, "annotations": document["annotations"] * times}
+    repeated = _batches * times
+    print(
+        f"the same at {count * times} masks:",
+        ratios(lambda: our_fit(many), lambda: published_fit(repeated), 1),
+    )
+    print(f"peak memory above the parsed file: {peak_memory(lambda: our_fit(many)):.0f} MB")
+    _quality(document)
+
+
+def _quality(document: dict[str, Any]) -> None:
+    """Reconstruction on the masks of the fit, and the same bytes from any shards."""
+    masks = torch.from_numpy(np.concatenate([batch.masks(S) for batch in _batches])).bool()
+    codec = PCACodec(K, S).fit(masks)
+    decoded = codec.inverse_transform(codec.transform(masks)) >= 0.5
+    shared = (masks & decoded).flatten(1).sum(1).double()
+    either = (masks | decoded).flatten(1).sum(1).double()
+    ious = torch.where(either > 0, shared / either.clamp(min=1), 1.0)
+    both = float(shared.sum() / either.sum())
+    neither = float((~masks & ~decoded).sum() / (~(masks & decoded)).sum())
+    print(f"K = {K}, S = {S}: pooled mIoU {(both + neither) / 2:.5f}, mean IoU {ious.mean():.5f}")
+
+    reader = BatchReader(image_sizes(document), [one["id"] for one in document["categories"]])
+    files = set()
+    for shards in (1, 2, 7):
+        for order in (range(shards), range(shards - 1, -1, -1)):
+            moments = Moments(S)
+            for shard in order:
+                batch = reader.read(document["annotations"][shard::shards])
+                moments.merge(Moments(S).add(torch.from_numpy(batch.masks(S))))
+            path = Path(f"/tmp/meinst-benchmark-{os.getpid()}.moments")
+            moments.save(path)
+            files.add(path.read_bytes())
+            path.unlink()
+    print(f"sums merged from 1, 2 and 7 shards, forward and backward: {len(files)} kind of bytes")
+
+
+if __name__ == "__main__":
+    main()
