@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measure import Ratio, compare, peak_memory, versions
 from pycocotools import mask as coco_mask
 
 from meinst.codecs import Moments, PCACodec
@@ -66,39 +63,6 @@ def our_fit(document: dict[str, Any]) -> PCACodec:
     return PCACodec(K, S).fit_moments(moments)
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def ratios(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> str:
-    """Time both sides in turns; the median ratio with its range, and the median seconds."""
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
-    speedups = [their / our for our, their in pairs]
-    mine, other = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return (
-        f"{statistics.median(speedups):.1f} x ({min(speedups):.1f} to {max(speedups):.1f}; "
-        f"{mine:.3f} s against {other:.3f} s, {rounds} rounds)"
-    )
-
-
-def peak_memory(run: Callable[[], Any]) -> float:
-    """Peak resident memory during a call above that before it, in MB (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
-    before = _status("VmRSS")
-    run()
-    return (_status("VmHWM") - before) / 1000
-
-
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1])
-    raise KeyError(key)
-
-
 _batches: list[InstanceBatch] = []  # forked workers find them here
 
 
@@ -108,7 +72,7 @@ def _rasterise_share(share: tuple[int, int]) -> None:
         batch.masks(S)
 
 
-def process_scaling(rounds: int) -> str:
+def process_scaling(rounds: int) -> Ratio:
     """One process against all processors, each rasterising its share ten times over."""
     count = os.cpu_count() or 1
     with ProcessPoolExecutor(count, mp_context=get_context("fork")) as pool:
@@ -119,7 +83,7 @@ def process_scaling(rounds: int) -> str:
                 list(pool.map(_rasterise_share, shares))
 
         spread(count)
-        return ratios(lambda: spread(count), lambda: spread(1), rounds) + f", {count} processes"
+        return compare(lambda: spread(count), lambda: spread(1), rounds)
 
 
 def main() -> None:
@@ -132,36 +96,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    packages = ("meinst", "torch", "numpy", "numba", "pycocotools", "scikit-learn")
-    print(platform.platform(), ", ".join(f"{name} {version(name)}" for name in packages))
+    print(versions("meinst", "torch", "numpy", "numba", "pycocotools", "scikit-learn"))
 
     document = load_document(options.annotations, None)
+    our_fit({**document, "annotations": document["annotations"][:100]})  # compiles the kernels
+    print(f"peak memory above the parsed file: {peak_memory(lambda: our_fit(document)):.0f} MB")
     _batches.extend(MaskStream(document))
     count = sum(map(len, _batches))
     equal = sum(int((b.masks(S) == published_masks(b)).all(axis=(1, 2)).sum()) for b in _batches)
     print(f"{count} masks; equal to pycocotools: {equal}")
     print(
         "rasterise, one thread, against one-by-one pycocotools:",
-        ratios(
+        compare(
             lambda: [batch.masks(S) for batch in _batches],
             lambda: [published_masks(batch) for batch in _batches],
             options.rounds,
         ),
     )
-    print("rasterise, processes against one:", process_scaling(options.rounds))
-    our_fit(document)
+    print(f"rasterise, {os.cpu_count()} processes against one:", process_scaling(options.rounds))
     print(
         "rasterise and fit against the published flow:",
-        ratios(lambda: our_fit(document), lambda: published_fit(_batches), options.rounds),
+        compare(lambda: our_fit(document), lambda: published_fit(_batches), options.rounds),
     )
-    print(f"peak memory above the parsed file: {peak_memory(lambda: our_fit(document)):.0f} MB")
 
     times = -(-options.repeat_to // count)
     many = {**document, "annotations": document["annotations"] * times}
     repeated = _batches * times
     print(
         f"the same at {count * times} masks:",
-        ratios(lambda: our_fit(many), lambda: published_fit(repeated), 1),
+        compare(lambda: our_fit(many), lambda: published_fit(repeated), 1),
     )
     print(f"peak memory above the parsed file: {peak_memory(lambda: our_fit(many)):.0f} MB")
     _quality(document)

@@ -76,6 +76,11 @@ class Detections:
                 "Detections: image_size must be a height and a width of at least 1 pixel, "
                 f"got {self.image_size}"
             )
+        if self.codec.class_names not in (None, self.class_names):
+            raise ValueError(
+                f"Detections: the codec has bases for the classes {self.codec.class_names}, "
+                f"class_names are {self.class_names}; take codec.for_classes(class_names)"
+            )
         if count:
             low, high = (int(value) for value in self.labels.aminmax())
             if low < 0 or high >= len(self.class_names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -128,8 +128,7 @@ def _fit_by_moments(options: FitArguments, wanted: CodecOptions, chosen: MaskFil
         torch.distributed.destroy_process_group()
     if rank:
         return 0
-    with told_warnings():
-        codec = fitted_codec(wanted, moments)
+    codec = _fitted(lambda: fitted_codec(wanted, moments), options.annotations)
     if options.moments is not None:
         moments.save(options.moments)
     return _save(codec, options.output, f" from {moments.count:,} masks")
@@ -150,9 +149,18 @@ def _fit_on_masks(options: FitArguments, wanted: CodecOptions, chosen: MaskFilte
             chosen,
             on_masks=advance,
         )
-    with told_warnings():
-        codec.fit(masks)
+    _fitted(lambda: codec.fit(masks), options.annotations)
     return _save(codec, options.output, f" from {len(masks):,} masks")
+
+
+def _fitted(fit: Callable[[], Codec], annotations: Sequence[Path]) -> Codec:
+    """Fit; warnings are told, errors name the files."""
+    try:
+        with told_warnings():
+            return fit()
+    except ValueError as error:
+        more = f" and {len(annotations) - 1} more" if len(annotations) > 1 else ""
+        raise ValueError(f"{annotations[0]}{more}: no codec can be fitted: {error}") from error
 
 
 def _save(codec: Codec, output: Path, source: str) -> int:

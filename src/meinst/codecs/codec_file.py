@@ -22,6 +22,9 @@ from meinst.files import write_atomically
 
 VERSION = 1
 _TAGS = ("kind", "version", "config")
+# What reading a damaged archive raises; a RuntimeError where a flipped bit asks for a password or
+# for a feature that does not exist.
+_DAMAGED = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class CodecFileError(ValueError):
@@ -107,7 +110,7 @@ def read_codec_file(path: str | Path) -> CodecFile:
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, *_DAMAGED) as error:
             raise CodecFileError(path, "it must be an .npz archive", "something else") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise CodecFileError(path, "it must be an .npz archive", "a single array")
@@ -127,7 +130,7 @@ def _read_all(path: Path, archive: np.lib.npyio.NpzFile) -> dict[str, NDArray[An
         return {key: np.asarray(archive[key]) for key in archive.files}
     except ValueError as error:
         raise CodecFileError(path, "arrays must be plain numbers", "objects") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise CodecFileError(path, "it must be whole", "a damaged archive") from error
 
 

@@ -79,6 +79,14 @@ class DCTCodec(LinearCodec):
         self._set(0, basis, centre, variances, ratios)
         return self.n_components
 
+    def truncated(self, n_components: int) -> Self:
+        """The codec of the first frequencies alone; equal, up to rounding, to one fitted so."""
+        shorter = super().truncated(n_components)
+        # The mean loses what only the left-out frequencies see of it.
+        beyond = self.components_[0, n_components:]
+        shorter.mean_ -= (self.mean_ @ beyond.T) @ beyond
+        return shorter
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._fitted = not self.whiten or bool(self.explained_variance_.any())

@@ -38,9 +38,10 @@ class GridCodec(Codec):
         super().__init__()
         side = math.isqrt(max(n_components, 0))
         if side < 1 or side**2 != n_components or side > mask_size:
+            nearest = max(1, min(side, mask_size)) ** 2
             raise ValueError(
                 f"A grid has a square number of components, from 1 to mask_size squared "
-                f"({mask_size**2}), found {n_components}; the nearest below is {side**2}."
+                f"({mask_size**2}), found {n_components}; take {nearest}."
             )
         self.n_components = n_components
         self.mask_size = mask_size

@@ -30,7 +30,7 @@ class LinearCodec(Codec):
         mean_: ``(1 or C, D)``.
         explained_variance_: ``(1 or C, K)``, variances of the unwhitened codes.
         explained_variance_ratio_: ``(1 or C, K)``, their shares of the total variance.
-        moments_: the sums behind the fit; ``None`` for a codec from a file. Not saved.
+        moments_: the sums behind the fit; not saved, so ``None`` for a codec from a file.
     """
 
     components_: Tensor

@@ -126,8 +126,8 @@ class PCACodec(LinearCodec):
     def _refuse_without_moments(self) -> None:
         if self.moments_ is None and self._fitted:
             raise ValueError(
-                "A codec from a file has lost the sums that its fit rests on, so masks cannot "
-                "be added. Fit a new codec on all masks."
+                "This codec has lost the sums that its fit rests on (files do not keep them), so "
+                "masks cannot be added. Fit a new codec on all masks."
             )
 
     def _solve(self, moments: Moments | ClassMoments) -> int:

@@ -130,7 +130,11 @@ def load_model(name_or_path: str | Path) -> MEInst:
     """
     path = find_model(name_or_path)
     info, tensors = _read(path, weights=True)
-    model = build_model(info.class_names, info.recipe, codec_from_config(info.codec))
+    try:
+        codec = codec_from_config(info.codec)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: its codec cannot be built: {error}") from error
+    model = build_model(info.class_names, info.recipe, codec)
     expected = model.state_dict()
     wrong = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"

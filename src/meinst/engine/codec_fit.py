@@ -55,9 +55,11 @@ def fit_codec(annotations: Path, options: CodecOptions) -> Codec:
         counts = count_masks([annotations], [size], per_class=options.per_class)
         moments = counts.moments[size]
         try:
-            return fitted_codec(options, moments)
+            fitted = fitted_codec(options, moments)
         except ValueError as error:
             raise ValueError(f"{annotations}: no codec can be fitted: {error}") from error
+        fitted.moments_ = None  # which every copy of a detector would copy
+        return fitted
     masks = sample_masks([annotations], size, MOST_HELD_MASKS, options.seed)
     try:
         return codec.fit(masks)
