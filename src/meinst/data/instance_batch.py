@@ -6,6 +6,7 @@ only run lengths, and batches with something that is no number, are gone through
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -267,14 +268,13 @@ _NOT_FINITE = "polygon that is no list of finite numbers"
 
 def _numbers(parts: Sequence[Any]) -> Floats | None:
     """The numbers of flat lists, one after the other; None if there is anything else in them."""
-    if any(type(part) is not list for part in parts):
-        return None
-    if not set(map(type, chain.from_iterable(parts))) <= {int, float}:  # True is no number
-        return None
+    numbers = array("d")  # takes whole lists three times as fast as NumPy takes numbers
     try:
-        return np.fromiter(chain.from_iterable(parts), np.float64, sum(map(len, parts)))
-    except OverflowError:  # an integer that no float can hold
+        for part in parts:
+            numbers.fromlist(part)
+    except (TypeError, OverflowError):  # no list, no number, or one that no float can hold
         return None
+    return np.array(numbers)
 
 
 def _bitmap(rle: Any, size: Floats, faults: _Faults, row: int) -> Bitmap | None:
