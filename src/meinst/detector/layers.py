@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from meinst.ops.deform_conv import deform_conv2d
+
 
 class DeformableConv(nn.Module):
     """3x3 deformable conv without bias whose offsets a plain 3x3 conv predicts.
@@ -26,21 +28,28 @@ class DeformableConv(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """``(B, channels, H, W)`` to the same shape."""
-        from torchvision.ops import deform_conv2d
-
         offset, mask = self.offset(feature), None
         if self.modulated:
             offset, mask = offset[:, :18], offset[:, 18:].sigmoid()
-        # torchvision's kernel knows neither bfloat16 nor channels-last.
+        # Neither kernel knows bfloat16.
         with torch.autocast(feature.device.type, enabled=False):
-            result: Tensor = deform_conv2d(
-                feature.float(),
-                offset.float(),
-                self.weight,
-                padding=1,
-                mask=None if mask is None else mask.float(),
-            )
+            mask = None if mask is None else mask.float()
+            return _deform_conv(feature.float(), offset.float(), self.weight, mask)
+
+
+def _deform_conv(feature: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Ours on the CPU; torchvision's elsewhere, and where the network is recorded for an export.
+
+    OpenVINO, ONNX and ``torch.compile`` know torchvision's operator, and no other.
+    """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    recorded = tracing or torch.compiler.is_compiling()
+    if recorded or feature.device.type != "cpu":
+        from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
+
+        result: Tensor = torchvision_deform_conv2d(feature, offset, weight, padding=1, mask=mask)
         return result
+    return deform_conv2d(feature, offset, weight, mask)
 
 
 class LargeKernelPredictor(nn.Module):

@@ -16,9 +16,22 @@ def compiled(kernel: _Kernel) -> _Kernel:
     Where no folder for the code can be written (a read-only installation without a home),
     every process compiles anew.
     """
+    return _compiled(kernel, nogil=True)
+
+
+def compiled_sums(kernel: _Kernel) -> _Kernel:
+    """As :func:`compiled`, for kernels whose sums may be taken in any order.
+
+    Only then does the compiler take vector instructions for them. The order depends on the
+    processor, never on the call: the same input gives the same bits.
+    """
+    return _compiled(kernel, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+
+
+def _compiled(kernel: _Kernel, **options: Any) -> _Kernel:
     dispatcher: _Kernel
     try:
-        dispatcher = numba.njit(kernel, cache=True, nogil=True)
+        dispatcher = numba.njit(kernel, cache=True, **options)
     except RuntimeError:  # numba's answer when it finds no writable folder
-        dispatcher = numba.njit(kernel, nogil=True)
+        dispatcher = numba.njit(kernel, **options)
     return dispatcher

@@ -59,6 +59,25 @@ def test_without_offsets_it_is_a_plain_conv(modulated: bool, factor: float) -> N
 
 
 @pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Converting a tensor")
+def test_recorded_networks_hold_torchvisions_operator(modulated: bool) -> None:
+    import torchvision  # noqa: F401 - its import cannot be recorded
+
+    # OpenVINO reads traces, ONNX's exporter torch.export; both know this operator.
+    torch.manual_seed(3)
+    conv = DeformableConv(4, modulated).eval()
+    torch.nn.init.normal_(conv.offset.weight, std=0.5)
+    feature = torch.randn(1, 4, 6, 7)
+    traced = torch.jit.trace(conv, feature)
+    exported = torch.export.export(conv, (feature,))
+    assert "torchvision::deform_conv2d" in str(traced.inlined_graph)
+    assert "torchvision.deform_conv2d" in str(exported)
+    for module in (traced, exported.module()):
+        torch.testing.assert_close(module(feature), conv(feature), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
 def test_offsets_and_weights_get_gradients(modulated: bool) -> None:
     torch.manual_seed(2)
     conv = DeformableConv(4, modulated)
