@@ -58,7 +58,7 @@ class FitArguments:
     components: int = 60
     mask_size: int = 28
     per_class: bool = False
-    shrinkage: float = 300.0
+    shrinkage: float = 3000.0
     sigmoid: bool = True
     whiten: bool = True
     exclude_crowd: bool = True

@@ -37,7 +37,7 @@ class MergeArguments:
     output: Path
     kind: Literal["pca", "dct"] = "pca"
     components: int = 60
-    shrinkage: float = 300.0
+    shrinkage: float = 3000.0
     sigmoid: bool = True
     whiten: bool = True
 

@@ -39,7 +39,7 @@ class CodecOptions:
     sigmoid: bool = True
     whiten: bool = True
     per_class: bool = False
-    shrinkage: float = 300.0
+    shrinkage: float = 3000.0
     seed: int = 0
 
     def __post_init__(self) -> None:
