@@ -183,6 +183,23 @@ def test_classes_of_other_files_are_matched_by_name() -> None:
     assert right.class_names == order
 
 
+def test_classes_of_any_files_in_any_order_give_the_same(tmp_path: Path) -> None:
+    masks = drawn_masks(30)
+    files = [("cat", "ant"), ("bee", "cat"), ("dog", "ant", "bee")]
+    found = set()
+    for order in permutations(range(3)):
+        first, *rest = (
+            ClassMoments(5, files[k]).add(masks[10 * k :][:10], drawn_labels(10, 2, seed=k))
+            for k in order
+        )
+        for other in rest:
+            first.merge(other)
+        first.save(tmp_path / "all")
+        found.add((tmp_path / "all").read_bytes())
+        assert first.class_names == ("ant", "bee", "cat", "dog")
+    assert len(found) == 1
+
+
 def test_names_in_their_own_order_stay() -> None:
     names = ("cat", "ant", "bee")
     merged = ClassMoments(5, names).merge(ClassMoments(5, names))

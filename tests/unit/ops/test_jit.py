@@ -1,4 +1,6 @@
-from meinst.ops.jit import compiled
+import numpy as np
+
+from meinst.ops.jit import compiled, compiled_sums
 
 
 def test_compiled_gives_the_same_answer() -> None:
@@ -13,3 +15,16 @@ def test_a_kernel_whose_code_cannot_be_kept_still_runs() -> None:
     namespace: dict[str, object] = {}
     exec("def kernel(n):\n    return 2 * n", namespace)
     assert compiled(namespace["kernel"])(21) == 42  # type: ignore[type-var]
+
+
+def test_sums_in_any_order_give_the_same_answer_every_time() -> None:
+    def kernel(values: np.ndarray) -> float:
+        total = np.float32(0)
+        for index in range(values.size):
+            total += values[index]
+        return total
+
+    values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
+    total = compiled_sums(kernel)(values)
+    assert total == compiled_sums(kernel)(values.copy())
+    assert abs(total - values.sum(dtype=np.float64)) < 1e-4
