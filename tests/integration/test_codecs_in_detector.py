@@ -32,7 +32,7 @@ KINDS: dict[str, Callable[[], Codec]] = {
     "pca": lambda: PCACodec(4, SIDE),
     "classes": lambda: PCACodec(4, SIDE, class_names=NAMES, shrinkage=20),
     "classes, zeros and ones": lambda: PCACodec(
-        4, SIDE, sigmoid=False, whiten=False, class_names=NAMES
+        4, SIDE, sigmoid=False, whiten=False, class_names=NAMES, shrinkage=20
     ),
     "dct": lambda: DCTCodec(4, SIDE),
     "dct, whitened": lambda: DCTCodec(4, SIDE, whiten=True),
