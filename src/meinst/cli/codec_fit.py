@@ -135,11 +135,14 @@ def _fit_by_moments(options: FitArguments, wanted: CodecOptions, chosen: MaskFil
 
 
 def _fit_on_masks(options: FitArguments, wanted: CodecOptions, chosen: MaskFilter) -> int:
+    from meinst.codecs import AutoencoderCodec
     from meinst.engine.codec_fit import MOST_HELD_MASKS, sample_masks, unfitted_codec
 
     if int(os.environ.get("RANK", "0")):  # torchrun's other processes have nothing to add
         return 0
     codec = unfitted_codec(wanted)
+    if not isinstance(codec, AutoencoderCodec):  # a grid, which learns nothing
+        return _save(codec, options.output, "")
     with mask_progress() as advance:
         masks = sample_masks(
             options.annotations,
@@ -149,7 +152,8 @@ def _fit_on_masks(options: FitArguments, wanted: CodecOptions, chosen: MaskFilte
             chosen,
             on_masks=advance,
         )
-    _fitted(lambda: codec.fit(masks), options.annotations)
+    with mask_progress(codec.iterations, noun="steps") as advance:
+        _fitted(lambda: codec.fit(masks, on_step=lambda _: advance(1)), options.annotations)
     return _save(codec, options.output, f" from {len(masks):,} masks")
 
 

@@ -21,7 +21,8 @@ class MergeArguments:
     """Add up sums that `meinst codec fit --moments` counted apart, and fit a codec on them.
 
     Gives the same file, bit for bit, as one fit on all annotations, in whatever order the sums
-    come. Sums of categories kept apart give a basis for each category.
+    come. Sums of categories kept apart give a basis for each category
+    (pca).
 
     Attributes:
         sums: files of sums (.moments).
@@ -73,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
             mask_size=moments.mask_size,
             sigmoid=options.sigmoid,
             whiten=options.whiten,
-            per_class=isinstance(moments, ClassMoments),
+            per_class=options.kind == "pca" and isinstance(moments, ClassMoments),
             shrinkage=options.shrinkage,
         )
         with told_warnings():

@@ -11,12 +11,13 @@ from pathlib import Path
 
 @contextmanager
 def mask_progress(
-    total: int | None = None, *, shown: bool = True
+    total: int | None = None, *, noun: str = "masks", shown: bool = True
 ) -> Iterator[Callable[[int], None]]:
     """A bar of masks done and masks per second.
 
     Args:
         total: number of masks, where it is known.
+        noun: what is counted, where it is not masks.
         shown: whether there is a bar.
 
     Yields:
@@ -28,11 +29,11 @@ def mask_progress(
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.finished_speed or task.speed or 0:,.0f} masks/s")
+            return Text(f"{task.finished_speed or task.speed or 0:,.0f} {noun}/s")
 
     console = Console(stderr=True)
     progress = Progress(
-        TextColumn("masks {task.completed:,.0f}"),
+        TextColumn(f"{noun} {{task.completed:,.0f}}"),
         BarColumn(),
         Speed(),
         console=console,
@@ -40,7 +41,7 @@ def mask_progress(
         disable=not (shown and console.is_terminal),
     )
     with progress:
-        task = progress.add_task("masks", total=total)
+        task = progress.add_task(noun, total=total)
         yield lambda count: progress.advance(task, count)
 
 
