@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from meinst.detections import Detections
     from meinst.detector.meinst import MEInst
     from meinst.engine.checkpoint import list_models, save_model
-    from meinst.engine.checkpoint import load_model as load
     from meinst.engine.evaluate import evaluate
+    from meinst.engine.runtime import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,7 +42,7 @@ _PLACES = {
     "PCACodec": ("meinst.codecs", "PCACodec"),
     "evaluate": ("meinst.engine.evaluate", "evaluate"),
     "list_models": ("meinst.engine.checkpoint", "list_models"),
-    "load": ("meinst.engine.checkpoint", "load_model"),
+    "load": ("meinst.engine.runtime", "load"),
     "read_coco": ("meinst.data.coco", "read_coco"),
     "save_model": ("meinst.engine.checkpoint", "save_model"),
 }

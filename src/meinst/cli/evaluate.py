@@ -42,7 +42,7 @@ class EvaluateArguments:
     find are "-" on the screen and null in the file.
 
     Attributes:
-        model: a shipped model's name (see meinst models) or a model file.
+        model: a shipped model's name (see meinst models), a model file or an exported folder.
         images: folder of the images.
         annotations: their COCO-format annotations (JSON).
         output: file for the numbers (JSON); by default they are only shown.
@@ -68,9 +68,9 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.cli.device import find_device
     from meinst.data.coco import read_coco
-    from meinst.engine.checkpoint import load_model
     from meinst.engine.evaluate import evaluate
     from meinst.engine.predict import check_folder
+    from meinst.engine.runtime import load
     from meinst.files import write_atomically
 
     if options.output is not None:
@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
     data = read_coco(options.annotations, options.images)
     for line in str(data.report).splitlines():
         print("warning:", line, file=sys.stderr)
-    model = load_model(options.model).to(find_device(options.device))
+    model = load(options.model).to(find_device(options.device))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("images", total=len(data.images))
         metrics = evaluate(

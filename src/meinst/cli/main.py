@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train on your own COCO-format data",
     "evaluate": "measure a model: COCO box and mask AP",
     "codec": "fit, compare and look at mask codecs",
+    "export": "convert a model for OpenVINO or ONNX Runtime, 8 bits if wished",
     "convert": "use the published MEInst weights, or an ImageNet backbone",
 }
 

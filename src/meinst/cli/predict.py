@@ -31,7 +31,7 @@ class PredictArguments:
 
     Attributes:
         sources: image files, folders (the images directly in them) or glob patterns in quotes.
-        model: a shipped model's name (see meinst models) or a model file.
+        model: a shipped model's name (see meinst models), a model file or an exported folder.
         output: folder of the results; made if it is not there.
         score_threshold: smallest score of a detection, 0 to 1; by default the model's own.
         max_detections: most detections of an image; by default the model's own.
@@ -52,12 +52,12 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.cli.device import find_device
     from meinst.data.images import find_images
-    from meinst.engine.checkpoint import load_model
     from meinst.engine.predict import RESULTS, check_folder, predict_files
+    from meinst.engine.runtime import load
 
     sources = find_images(options.sources)
     check_folder(options.output)
-    model = load_model(options.model).to(find_device(options.device))
+    model = load(options.model).to(find_device(options.device))
     outcomes = predict_files(
         model,
         sources,

@@ -1,12 +1,14 @@
 """MEInst: read this first. An image's whole way, from pixels to compact detections.
 
-``predict`` resizes an image, ``forward`` normalises and pads it and runs backbone, pyramid and
-head; ``select_detections`` keeps the best points. A detection stays a box, a score, a label and
-a short code until somebody asks it for pixels (:mod:`meinst.detections`).
+``predict`` resizes an image, ``prepare`` normalises and pads it, ``network`` is backbone, pyramid
+and head; ``select_detections`` keeps the best points. A detection stays a box, a score, a label
+and a short code until somebody asks it for pixels (:mod:`meinst.detections`). All but ``network``
+is :class:`Predictor`, which exported models share (:mod:`meinst.engine.runtime`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -81,8 +83,8 @@ class ModelOptions:
                 )
 
 
-class MEInst(nn.Module):
-    """Single-shot instance segmentation by mask encoding (arXiv 2003.11712).
+class Predictor(nn.Module, ABC):
+    """Everything around a network: images in, detections out.
 
     Args:
         class_names: names of the ``C`` classes, in the order of the logits.
@@ -92,21 +94,21 @@ class MEInst(nn.Module):
         selection: what counts as a detection, unless a call says otherwise.
 
     Raises:
-        ValueError: if sizes do not go together.
+        ValueError: if there are no classes, or the codec is for others.
     """
 
     def __init__(
         self,
         class_names: Sequence[str],
         codec: Codec,
-        options: ModelOptions | None = None,
-        image_size: InputOptions | None = None,
-        selection: SelectOptions | None = None,
+        options: ModelOptions,
+        image_size: InputOptions,
+        selection: SelectOptions,
     ) -> None:
         super().__init__()
-        self.options = options = options or ModelOptions()
-        self.image_size = image_size or InputOptions()
-        self.selection = selection or SelectOptions()
+        self.options = options
+        self.image_size = image_size
+        self.selection = selection
         self.class_names = tuple(class_names)
         if not self.class_names:
             raise ValueError("class_names is empty: a model has at least one class.")
@@ -116,33 +118,8 @@ class MEInst(nn.Module):
                 f"{self.class_names}: take codec.for_classes(class_names)."
             )
         self.codec = codec
-        self.backbone = Backbone(
-            options.backbone,
-            options.backbone_levels,
-            stride_in_1x1=options.stride_in_1x1,
-            frozen_norm=options.frozen_norm,
-        )
-        if self.backbone.strides != options.strides[: len(self.backbone.strides)]:
-            raise ValueError(
-                f"strides {options.strides} do not begin with those of backbone_levels "
-                f"{options.backbone_levels}, {self.backbone.strides}: change one of them."
-            )
-        self.fpn = FPN(
-            self.backbone.channels,
-            options.channels,
-            len(options.strides),
-            options.pyramid_norm_groups,
-        )
-        self.head = Head(
-            options.channels,
-            len(self.class_names),
-            codec.n_components,
-            options.strides,
-            options.head,
-        )
         self.register_buffer("pixel_mean", torch.tensor(options.pixel_mean).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(options.pixel_std).view(3, 1, 1), False)
-        self.to(memory_format=torch.channels_last)  # oneDNN's and cuDNN's faster layout
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -170,10 +147,9 @@ class MEInst(nn.Module):
             place[:, : image.shape[1], : image.shape[2]] = normalised
         return pixels.contiguous(memory_format=torch.channels_last)
 
+    @abstractmethod
     def network(self, pixels: Tensor) -> HeadOutputs:
-        """Backbone, pyramid and head on prepared pixels ``(B, 3, H, W)``."""
-        outputs: HeadOutputs = self.head(self.fpn(self.backbone(pixels)))
-        return outputs
+        """What the network says of prepared pixels ``(B, 3, H, W)``."""
 
     @overload
     def predict(
@@ -246,6 +222,68 @@ class MEInst(nn.Module):
             found.update(zip(places, kept, strict=True))
         threshold = selection.score_threshold
         return [found[i][found[i].scores >= threshold] for i in range(len(images))]
+
+
+class MEInst(Predictor):
+    """Single-shot instance segmentation by mask encoding (arXiv 2003.11712).
+
+    Args:
+        class_names: names of the ``C`` classes, in the order of the logits.
+        codec: turns masks to codes and back; part of the model, its arrays are buffers.
+        options: the network's shape.
+        image_size: to what size images are brought before the network sees them.
+        selection: what counts as a detection, unless a call says otherwise.
+
+    Raises:
+        ValueError: if sizes do not go together.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        codec: Codec,
+        options: ModelOptions | None = None,
+        image_size: InputOptions | None = None,
+        selection: SelectOptions | None = None,
+    ) -> None:
+        options = options or ModelOptions()
+        super().__init__(
+            class_names,
+            codec,
+            options,
+            image_size or InputOptions(),
+            selection or SelectOptions(),
+        )
+        self.backbone = Backbone(
+            options.backbone,
+            options.backbone_levels,
+            stride_in_1x1=options.stride_in_1x1,
+            frozen_norm=options.frozen_norm,
+        )
+        if self.backbone.strides != options.strides[: len(self.backbone.strides)]:
+            raise ValueError(
+                f"strides {options.strides} do not begin with those of backbone_levels "
+                f"{options.backbone_levels}, {self.backbone.strides}: change one of them."
+            )
+        self.fpn = FPN(
+            self.backbone.channels,
+            options.channels,
+            len(options.strides),
+            options.pyramid_norm_groups,
+        )
+        self.head = Head(
+            options.channels,
+            len(self.class_names),
+            codec.n_components,
+            options.strides,
+            options.head,
+        )
+        self.to(memory_format=torch.channels_last)  # oneDNN's and cuDNN's faster layout
+
+    def network(self, pixels: Tensor) -> HeadOutputs:
+        """Backbone, pyramid and head on prepared pixels ``(B, 3, H, W)``."""
+        outputs: HeadOutputs = self.head(self.fpn(self.backbone(pixels)))
+        return outputs
 
 
 def _same_padded_size(sizes: Sequence[ImageSize]) -> list[list[int]]:

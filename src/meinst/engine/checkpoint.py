@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from meinst.codecs import Codec, codec_from_config
-from meinst.detector.meinst import MEInst
+from meinst.detector.meinst import MEInst, Predictor
 from meinst.engine.config import Recipe, parse_options, plain_values
 from meinst.files import write_atomically
 
 ZOO = Path(__file__).parent.parent / "zoo" / "models"
 FORMAT = "meinst-1"
+EXPORT_FORMAT = "meinst-export-1"
+_MAKERS = {FORMAT: "a file that `meinst train`", EXPORT_FORMAT: "a folder that `meinst export`"}
 _METADATA = ("class_names", "codec", "recipe", "metrics")
 
 
@@ -81,14 +83,36 @@ def save_model(
     Returns:
         The path.
     """
-    from safetensors.torch import save
-
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict()
     if half:
         tensors = {
             name: tensor.half() if tensor.ndim > 1 and not name.startswith("codec.") else tensor
             for name, tensor in tensors.items()
         }
+    write_described(Path(path), model, tensors, FORMAT, recipe, metrics)
+    return Path(path)
+
+
+def write_described(
+    path: Path,
+    model: Predictor,
+    tensors: dict[str, Tensor],
+    kind: str,
+    recipe: Recipe | None,
+    metrics: dict[str, Any] | None,
+) -> None:
+    """Write tensors, and with them all else that a model needs, atomically.
+
+    Args:
+        path: the file.
+        model: its class names, codec, shape, sizes and selection are noted.
+        tensors: what is stored.
+        kind: :data:`FORMAT` or :data:`EXPORT_FORMAT`.
+        recipe: how it was trained.
+        metrics: what was measured.
+    """
+    from safetensors.torch import save
+
     recipe = replace(
         recipe or Recipe(),
         model=model.options,
@@ -96,15 +120,14 @@ def save_model(
         selection=model.selection,
     )
     metadata = {
-        "format": FORMAT,
+        "format": kind,
         "class_names": json.dumps(model.class_names),
         "codec": json.dumps(model.codec.get_config()),
         "recipe": json.dumps(plain_values(recipe)),
         "metrics": json.dumps(metrics or {}),
     }
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(Path(path), save(contiguous, metadata))
-    return Path(path)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(stored, metadata))
 
 
 def read_info(name_or_path: str | Path) -> ModelInfo:
@@ -114,7 +137,7 @@ def read_info(name_or_path: str | Path) -> ModelInfo:
         FileNotFoundError: if there is no such model.
         ModelFileError: if the file is no model of this project.
     """
-    return _read(find_model(name_or_path), weights=False)[0]
+    return read_described(find_model(name_or_path), FORMAT, weights=False)[0]
 
 
 def load_model(name_or_path: str | Path) -> MEInst:
@@ -129,12 +152,30 @@ def load_model(name_or_path: str | Path) -> MEInst:
             description.
     """
     path = find_model(name_or_path)
-    info, tensors = _read(path, weights=True)
+    info, tensors = read_described(path, FORMAT)
+    model = build_model(info.class_names, info.recipe, build_codec(info, path))
+    load_tensors(model, tensors, path)
+    return model.eval()
+
+
+def build_codec(info: ModelInfo, path: Path) -> Codec:
+    """The codec that a file describes, not yet with its arrays.
+
+    Raises:
+        ModelFileError: if there is no such codec.
+    """
     try:
-        codec = codec_from_config(info.codec)
+        return codec_from_config(info.codec)
     except ValueError as error:
         raise ModelFileError(f"{path}: its codec cannot be built: {error}") from error
-    model = build_model(info.class_names, info.recipe, codec)
+
+
+def load_tensors(model: Predictor, tensors: dict[str, Tensor], path: Path) -> None:
+    """Give a model its tensors, in its own types.
+
+    Raises:
+        ModelFileError: if they are not the model's own, by name and shape.
+    """
     expected = model.state_dict()
     wrong = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -149,7 +190,6 @@ def load_model(name_or_path: str | Path) -> MEInst:
             f"{'; '.join(wrong[:3])}. The file was changed after it was written."
         )
     model.load_state_dict({name: tensor.to(expected[name]) for name, tensor in tensors.items()})
-    return model.eval()
 
 
 def build_model(class_names: tuple[str, ...], recipe: Recipe, codec: Codec) -> MEInst:
@@ -157,30 +197,37 @@ def build_model(class_names: tuple[str, ...], recipe: Recipe, codec: Codec) -> M
     return MEInst(class_names, codec, recipe.model, recipe.image_size, recipe.selection)
 
 
-def _read(path: Path, *, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
+def read_described(
+    path: Path, kind: str, *, weights: bool = True
+) -> tuple[ModelInfo, dict[str, Tensor]]:
+    """What :func:`write_described` wrote; without the tensors if they are not wanted.
+
+    Raises:
+        ModelFileError: if it is no such file, or one of another kind.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") != kind:
                 raise ModelFileError(
-                    f"{path}: a safetensors file, but no {FORMAT} model (format "
-                    f"{metadata.get('format')!r}). Use a file that `meinst train` wrote."
+                    f"{path}: a safetensors file, but no {kind} model (format "
+                    f"{metadata.get('format')!r}). Use {_MAKERS[kind]} wrote."
                 )
             names = file.keys() if weights else []
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ModelFileError(
             f"{path}: not a complete safetensors file ({error}). "
-            "Use a file that `meinst train` wrote, or the name of a shipped model."
+            f"Use {_MAKERS[kind]} wrote, or the name of a shipped model."
         ) from error
     try:
         values = {name: json.loads(metadata[name]) for name in _METADATA}
     except (KeyError, json.JSONDecodeError) as error:
         raise ModelFileError(
             f"{path}: its description is damaged ({type(error).__name__}: {error}). "
-            "Use the file as `meinst train` wrote it."
+            f"Use {_MAKERS[kind]} wrote."
         ) from error
     info = ModelInfo(
         class_names=tuple(values["class_names"]),

@@ -18,7 +18,7 @@ import torch
 
 from meinst.data.coco import CocoData, ImageRecord
 from meinst.data.images import ImageError, load_image
-from meinst.detector.meinst import MEInst
+from meinst.detector.meinst import Predictor
 
 if TYPE_CHECKING:
     import hotcoco
@@ -103,7 +103,7 @@ class Metrics:
 
 
 def evaluate(
-    model: MEInst,
+    model: Predictor,
     data: CocoData,
     *,
     max_detections: int | None = None,
@@ -155,7 +155,7 @@ def evaluate(
 
 
 def find_results(
-    model: MEInst, record: ImageRecord, classes: ClassMatch, max_detections: int
+    model: Predictor, record: ImageRecord, classes: ClassMatch, max_detections: int
 ) -> list[dict[str, Any]]:
     """Detect on one image, whatever the scores: COCO results of the matched classes.
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from meinst.data.images import ImageError, load_image
-from meinst.detector.meinst import MEInst
+from meinst.detector.meinst import Predictor
 from meinst.files import write_atomically
 
 RESULTS, IMAGES = "predictions.json", "images.json"
@@ -42,7 +42,7 @@ class ImageResult:
 
 
 def predict_files(
-    model: MEInst,
+    model: Predictor,
     sources: Sequence[Path],
     output: Path,
     *,

@@ -1,0 +1,150 @@
+"""The network as a graph for another engine: recorded by torch, converted, quantised."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from meinst.detector.meinst import PAD_MULTIPLE, MEInst
+from meinst.engine.runtime import GRAPHS, INPUT, OUTPUTS, Format, package
+
+T = TypeVar("T")
+
+ONNX_OPSET = 19  # the first with DeformConv
+_MOST = 4096  # images of a batch, and steps of a side: torch wants some bound
+
+
+class NetworkAlone(nn.Module):
+    """A copy of a model's network whose outputs are plain tensors.
+
+    Args:
+        model: not changed.
+    """
+
+    def __init__(self, model: MEInst) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).cpu().eval()
+        _fix_padding(self.model)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """``(B, 3, H, W)`` to what :data:`~meinst.engine.runtime.OUTPUTS` names."""
+        outputs = self.model.network(pixels)
+        return outputs.logits, outputs.boxes, outputs.centerness, outputs.codes
+
+
+def write_graph(model: MEInst, folder: Path, kind: Format) -> None:
+    """Write a model's network, in float32, for any batch and sides in steps of 32 pixels.
+
+    Raises:
+        ImportError: if a package is missing.
+        RuntimeError: if torch cannot record the network, with its reason.
+    """
+    path = folder / GRAPHS[kind]
+    program = _record(model)
+    if kind == "openvino":
+        openvino = package("openvino")
+        graph = openvino.convert_model(program)
+        for port, name in zip(graph.inputs + graph.outputs, (INPUT, *OUTPUTS), strict=True):
+            port.get_tensor().set_names({name})
+        openvino.save_model(graph, path, compress_to_fp16=False)
+        return
+    package("onnx")
+    package("onnxscript")
+    torch.onnx.export(
+        program,
+        (),
+        path,
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        opset_version=ONNX_OPSET,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def quantise_graph(
+    source: Path,
+    folder: Path,
+    kind: Format,
+    images: Sequence[T],
+    prepare: Callable[[T], NDArray[np.float32]],
+) -> None:
+    """Write a graph whose convs compute with 8 bits.
+
+    Args:
+        source: the graph in float.
+        folder: where the other goes.
+        kind: of both.
+        images: their activations decide over the ranges.
+        prepare: an image's pixels ``(1, 3, H, W)`` as the network takes them.
+
+    Raises:
+        ImportError: if a package is missing.
+    """
+    nncf = package("nncf")
+    path = str(folder / GRAPHS[kind])
+    if kind == "openvino":
+        openvino = package("openvino")
+        graph: Any = openvino.Core().read_model(source)
+        data = nncf.Dataset(images, prepare)
+        quantised = nncf.quantize(graph, data, subset_size=len(images))
+        openvino.save_model(quantised, path, compress_to_fp16=False)
+        return
+    onnx = package("onnx")
+    data = nncf.Dataset(images, lambda image: {INPUT: prepare(image)})
+    onnx.save(nncf.quantize(onnx.load(source), data, subset_size=len(images)), path)
+
+
+def _record(model: MEInst) -> ExportedProgram:
+    # Two and three points at the coarsest level: what is 1 in the example, torch takes for fixed.
+    side = max(PAD_MULTIPLE, *model.options.strides)
+    example = torch.zeros(2, 3, 2 * side, 3 * side)
+    sizes = {
+        0: Dim("images", min=1, max=_MOST),
+        2: PAD_MULTIPLE * Dim("rows", min=1, max=_MOST),
+        3: PAD_MULTIPLE * Dim("columns", min=1, max=_MOST),
+    }
+    try:
+        network = NetworkAlone(model)
+        return torch.export.export(network, (example,), dynamic_shapes={"pixels": sizes})
+    except Exception as error:  # what a network does not allow raises nearly anything in torch
+        raise RuntimeError(
+            f"the network on {model.options.backbone!r} cannot be exported: torch.export says "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+class _FixedPadding(nn.Module):
+    """TensorFlow's "same" conv on sides that its stride divides.
+
+    What is padded does then not depend on the size, and engines make it part of the conv.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        tall, wide = (max(k - s, 0) for k, s in zip(conv.kernel_size, conv.stride, strict=True))
+        self.padding = (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2)
+        self.conv = conv
+
+    def forward(self, feature: Tensor) -> Tensor:
+        padded, conv = nn.functional.pad(feature, self.padding), self.conv
+        return nn.functional.conv2d(padded, conv.weight, conv.bias, conv.stride, groups=conv.groups)
+
+
+def _fix_padding(module: nn.Module) -> None:
+    """Replace timm's convs that find their padding anew for every input."""
+    from timm.layers.conv2d_same import Conv2dSame
+
+    for name, child in module.named_children():
+        if isinstance(child, Conv2dSame) and child.dilation == (1, 1):
+            setattr(module, name, _FixedPadding(child))
+        else:
+            _fix_padding(child)

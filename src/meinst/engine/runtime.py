@@ -1,0 +1,167 @@
+"""Exported models: OpenVINO or ONNX Runtime in the network's place, all else as it is.
+
+An export is a folder: the network alone as a graph (``model.xml`` and ``model.bin`` for OpenVINO,
+``model.onnx`` for ONNX Runtime), from prepared pixels ``(B, 3, H, W)`` to the four outputs of
+:data:`OUTPUTS`, for every batch and every size in steps of 32; and ``meinst.safetensors``: codec,
+class names, sizes, selection. Points and strides follow from the size of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from meinst.codecs import Codec
+from meinst.detector.meinst import Predictor
+from meinst.engine.checkpoint import (
+    EXPORT_FORMAT,
+    ModelFileError,
+    build_codec,
+    load_model,
+    load_tensors,
+    read_described,
+)
+from meinst.engine.config import Recipe
+from meinst.ops.points import make_points
+from meinst.types import HeadOutputs
+
+Format = Literal["openvino", "onnx"]
+Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
+
+DESCRIPTION = "meinst.safetensors"
+GRAPHS: dict[Format, str] = {"openvino": "model.xml", "onnx": "model.onnx"}
+INPUT, OUTPUTS = "pixels", ("logits", "boxes", "centerness", "codes")
+
+
+class ExportedMEInst(Predictor):
+    """A model whose network another engine runs, on the CPU.
+
+    Args:
+        class_names: names of the ``C`` classes, in the order of the logits.
+        codec: as the model's that was exported.
+        recipe: its shape, sizes and selection.
+        run: the network: prepared pixels to what :data:`OUTPUTS` names.
+    """
+
+    def __init__(self, class_names: Sequence[str], codec: Codec, recipe: Recipe, run: Run) -> None:
+        super().__init__(class_names, codec, recipe.model, recipe.image_size, recipe.selection)
+        self._run = run
+
+    def network(self, pixels: Tensor) -> HeadOutputs:
+        """What the exported graph says of prepared pixels ``(B, 3, H, W)``."""
+        height, width = pixels.shape[2:]
+        # Every stride-2 layer rounds up, so a level's size is the input's over its stride, too.
+        sizes = [(-(-height // stride), -(-width // stride)) for stride in self.options.strides]
+        points, strides = make_points(sizes, self.options.strides, pixels.device)
+        arrays = self._run(pixels.detach().cpu().contiguous().numpy())
+        logits, boxes, centerness, codes = (
+            torch.from_numpy(array).to(pixels.device) for array in arrays
+        )
+        return HeadOutputs(
+            logits=logits,
+            boxes=boxes,
+            centerness=centerness,
+            codes=codes,
+            points=points,
+            strides=strides,
+            level_sizes=tuple(rows * columns for rows, columns in sizes),
+        )
+
+
+def load(name_or_path: str | Path) -> Predictor:
+    """A model by its name, its file or, if it was exported, its folder; in evaluation mode.
+
+    Args:
+        name_or_path: a shipped model's name, a file that ``meinst train`` wrote, or a folder
+            that ``meinst export`` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ModelFileError: if the file or folder is no model of this project.
+        ImportError: if the engine of an exported model is not installed.
+    """
+    path = Path(name_or_path)
+    return load_exported(path) if path.is_dir() else load_model(name_or_path)
+
+
+def load_exported(folder: Path) -> ExportedMEInst:
+    """Open what :func:`meinst.engine.export.export_model` wrote.
+
+    Raises:
+        ModelFileError: if the folder holds no export.
+        ImportError: if OpenVINO or ONNX Runtime, whichever it needs, is not installed.
+    """
+    found: list[Format] = [kind for kind, name in GRAPHS.items() if (folder / name).is_file()]
+    path = folder / DESCRIPTION
+    if len(found) != 1 or not path.is_file():
+        raise ModelFileError(
+            f"{folder}: a folder, but no export ({DESCRIPTION} and one of "
+            f"{', '.join(GRAPHS.values())}). Use a folder that `meinst export` wrote."
+        )
+    info, tensors = read_described(path, EXPORT_FORMAT)
+    graph = folder / GRAPHS[found[0]]
+    try:
+        run = _open_openvino(graph) if found == ["openvino"] else _open_onnx(graph)
+    except ImportError:
+        raise
+    except Exception as error:  # the engines' own classes, one for each kind of damage
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"{graph} cannot be opened ({reason}): export it again.") from error
+    model = ExportedMEInst(info.class_names, build_codec(info, path), info.recipe, run)
+    load_tensors(model, tensors, path)
+    return model.eval()
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export, whole or not."""
+    try:
+        read_described(folder / DESCRIPTION, EXPORT_FORMAT, weights=False)
+    except ModelFileError:
+        return False
+    return True
+
+
+def package(name: str) -> Any:
+    """Import a package of the extra "export".
+
+    Raises:
+        ImportError: if it is not installed, with what to do about it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"exported models need the package {name}: pip install 'meinst[export]'"
+        ) from error
+
+
+def _open_openvino(path: Path) -> Run:
+    core = package("openvino").Core()
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        # Else what is not quantised would run in bfloat16 where the machine has it.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = core.compile_model(str(path), "CPU", options).create_infer_request()
+
+    def run(pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        results = request.infer({INPUT: pixels}, share_inputs=True)
+        return [results[name] for name in OUTPUTS]
+
+    return run
+
+
+def _open_onnx(path: Path) -> Run:
+    onnxruntime = package("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(OUTPUTS, {INPUT: pixels})

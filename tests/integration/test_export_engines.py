@@ -1,0 +1,196 @@
+"""Exports that OpenVINO and ONNX Runtime run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DrawnData, make_tiny_model
+
+from meinst.cli.main import main
+from meinst.data.coco import read_coco
+from meinst.data.images import find_images
+from meinst.detector.head import HeadOptions
+from meinst.detector.meinst import MEInst
+from meinst.engine.export import ExportReport, compare, export_model
+from meinst.engine.runtime import Format, load, load_exported
+
+for package in ("openvino", "onnx", "onnxscript", "onnxruntime", "nncf"):
+    pytest.importorskip(package, reason=f"{package} is of the extra 'export'")
+
+KINDS: tuple[Format, ...] = ("openvino", "onnx")
+
+
+def make_deformable_model() -> MEInst:
+    """The tiny model with deformable convs of version 2 whose offsets reach far."""
+    model = make_tiny_model()
+    head = HeadOptions(num_convs=2, norm_groups=4, deformable="last", modulated=True)
+    other = MEInst(
+        model.class_names,
+        model.codec,
+        replace(model.options, head=head),
+        model.image_size,
+        model.selection,
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            if name.startswith("head") and parameter.ndim == 4:
+                scale = 0.3 if "offset" in name else 0.1
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    other.backbone.load_state_dict(model.backbone.state_dict())
+    other.fpn.load_state_dict(model.fpn.state_dict())
+    return other.eval()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def deformable(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[MEInst, Path]:
+    model = make_deformable_model()
+    folder = tmp_path_factory.mktemp("export") / request.param
+    export_model(model, folder, request.param)
+    return model, folder
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def int8(
+    request: pytest.FixtureRequest,
+    tiny_model: MEInst,
+    drawn_data: DrawnData,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ExportReport:
+    folder = tmp_path_factory.mktemp("int8") / request.param
+    return export_model(
+        tiny_model,
+        folder,
+        request.param,
+        calibration=find_images([drawn_data.images]),
+        data=read_coco(drawn_data.annotations, drawn_data.images),
+        max_ap_drop=100,
+    )
+
+
+def test_equal_to_eager_at_every_size(deformable: tuple[MEInst, Path]) -> None:
+    model, folder = deformable
+    exported = load_exported(folder)
+    rng = np.random.default_rng(0)
+    for height, width in ((64, 96), (96, 64), (32, 32), (33, 190), (200, 200)):
+        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        masks, scores, boxes = compare(model, exported, picture)
+        assert masks < 1e-4
+        assert scores < 1e-5
+        assert boxes < 1e-3
+    pixels = torch.randn(3, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = exported.network(pixels), model.network(pixels)
+    torch.testing.assert_close(found.codes, expected.codes, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.points, expected.points)
+
+
+def test_results_do_not_change_with_the_next_picture(deformable: tuple[MEInst, Path]) -> None:
+    exported = load(deformable[1])
+    first = exported.network(torch.zeros(1, 3, 32, 32))
+    kept = first.codes.clone()
+    exported.network(torch.ones(1, 3, 32, 32))
+    assert torch.equal(first.codes, kept)
+
+
+def test_int8_finds_nearly_the_same(
+    int8: ExportReport, tiny_model: MEInst, drawn_data: DrawnData
+) -> None:
+    quantised = load(int8.folder)
+    (picture,) = drawn_data.images.glob("large.png")
+    masks, scores, boxes = compare(tiny_model, quantised, np.asarray(_open(picture)))
+    assert 1e-5 < scores < 0.2  # no longer the same, but near
+    assert masks > 1e-5
+    assert 1e-5 < boxes < 16
+    assert int8.float32 is not None
+    assert int8.int8 is not None
+    assert int8.float32.segm["AP"] == pytest.approx(int8.int8.segm["AP"], abs=0.2)
+
+
+def test_int8_weights_have_one_byte(int8: ExportReport, tiny_model: MEInst) -> None:
+    weights = int8.folder / "model.bin"
+    if not weights.exists():
+        pytest.skip("nncf writes ONNX weights in float, with nodes that quantise them")
+    parameters = sum(parameter.numel() for parameter in tiny_model.parameters())
+    assert weights.stat().st_size < 0.5 * 4 * parameters
+
+
+def test_the_command_line_exports_predicts_and_evaluates(
+    tiny_model_file: Path,
+    drawn_data: DrawnData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "exported"
+    assert main(["export", str(tiny_model_file), "--output", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "largest differences from the model: soft masks" in said
+    assert f"written: {folder}" in said
+    numbers = []
+    for model in (tiny_model_file, folder):
+        output = tmp_path / f"{model.name}.json"
+        data = ["--images", str(drawn_data.images), "--annotations", str(drawn_data.annotations)]
+        assert main(["evaluate", "--model", str(model), *data, "--output", str(output)]) == 0
+        numbers.append(json.loads(output.read_text())["segm"]["AP"])
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-3)
+    output = tmp_path / "found"
+    sources = ["predict", str(drawn_data.images), "--model", str(folder), "--output", str(output)]
+    assert main(sources) == 0
+    assert len(json.loads((output / "predictions.json").read_text())) > 0
+    assert main(["export", str(folder), "--output", str(tmp_path / "again")]) == 2
+    assert "is a folder, an export perhaps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--int8"], "--int8 needs pictures"),
+        (["--calibration-images", "{images}"], "--calibration-images is for --int8"),
+        (["--int8", "--calibration-images", "{empty}"], "holds no images"),
+        (["--int8", "--calibration-images", "{absent}"], "is no image file, no folder"),
+        (["--annotations", "{annotations}"], "--annotations needs the folder"),
+        (["--images", "{images}"], "--images is for --annotations"),
+        (["--format", "tflite"], "tflite"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: list[str],
+    message: str,
+    tiny_model_file: Path,
+    drawn_data: DrawnData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {
+        "images": drawn_data.images,
+        "annotations": drawn_data.annotations,
+        "empty": tmp_path / "empty",
+        "absent": tmp_path / "absent",
+    }
+    given = [option.format(**places) for option in options]
+    output = tmp_path / "out"
+    assert main(["export", str(tiny_model_file), "--output", str(output), *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_network_that_cannot_be_recorded_is_told(tmp_path: Path) -> None:
+    model = make_tiny_model()
+    model.fpn.forward = lambda _: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match=r"'test_efficientnet' cannot be exported: .*ZeroDiv"):
+        export_model(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _open(path: Path) -> np.ndarray:
+    from meinst.data.images import load_image
+
+    return load_image(path)
