@@ -19,6 +19,7 @@ from meinst.engine.runtime import GRAPHS, INPUT, OUTPUTS, Format, package
 T = TypeVar("T")
 
 ONNX_OPSET = 19  # the first with DeformConv
+FLOAT_CONVS = 3  # the first of a network stay in float: they cost most AP and least time
 _MOST = 4096  # images of a batch, and steps of a side: torch wants some bound
 
 
@@ -77,7 +78,7 @@ def quantise_graph(
     images: Sequence[T],
     prepare: Callable[[T], NDArray[np.float32]],
 ) -> None:
-    """Write a graph whose convs compute with 8 bits.
+    """Write a graph whose convs, but for the first, compute with 8 bits.
 
     Args:
         source: the graph in float.
@@ -94,13 +95,27 @@ def quantise_graph(
     if kind == "openvino":
         openvino = package("openvino")
         graph: Any = openvino.Core().read_model(source)
+        convs = [
+            node.get_friendly_name()
+            for node in graph.get_ordered_ops()
+            if node.get_type_name() in ("Convolution", "GroupConvolution")
+        ]
         data = nncf.Dataset(images, prepare)
-        quantised = nncf.quantize(graph, data, subset_size=len(images))
+    else:
+        onnx = package("onnx")
+        graph = onnx.load(source)
+        convs = [node.name for node in graph.graph.node if node.op_type == "Conv"]
+        data = nncf.Dataset(images, lambda image: {INPUT: prepare(image)})
+    quantised = nncf.quantize(
+        graph,
+        data,
+        subset_size=len(images),
+        ignored_scope=nncf.IgnoredScope(names=convs[:FLOAT_CONVS]),
+    )
+    if kind == "openvino":
         openvino.save_model(quantised, path, compress_to_fp16=False)
-        return
-    onnx = package("onnx")
-    data = nncf.Dataset(images, lambda image: {INPUT: prepare(image)})
-    onnx.save(nncf.quantize(onnx.load(source), data, subset_size=len(images)), path)
+    else:
+        onnx.save(quantised, path)
 
 
 def _record(model: MEInst) -> ExportedProgram:
