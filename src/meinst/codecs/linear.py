@@ -15,7 +15,7 @@ from meinst.codecs.base import Codec, binary_masks, checked_codes, checked_label
 from meinst.codecs.clipped_logit import LOGIT, Logits, clipped_logits
 from meinst.codecs.moments import ClassMoments, Moments
 
-_NO_LABEL = 0
+_SHARED = 0  # the place of the basis that serves all classes
 
 
 class LinearCodec(Codec):
@@ -266,7 +266,7 @@ class LinearCodec(Codec):
         """Apply to each row the basis of its class; rows keep their order."""
         with torch.autocast(values.device.type, enabled=False):
             if self.class_names is None:
-                return apply(values, _NO_LABEL)
+                return apply(values, _SHARED)
             labels = checked_labels(labels, len(values), self.class_names).to(values.device)
             order = labels.argsort(stable=True)
             counts = labels.bincount(minlength=len(self.class_names)).tolist()

@@ -97,7 +97,6 @@ class PCACodec(LinearCodec):
         if self.moments_ is None:
             self._refuse_without_moments()
             self.moments_ = self.new_moments()
-        # The union's members go with their own labels: None for one basis, checked for many.
         self.moments_.add(masks, labels)
         if self.moments_.pooled().varied():
             self._solve(self.moments_)

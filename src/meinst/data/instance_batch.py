@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meinst.data.shapes import Bitmap, Floats, bitmap_from_counts, read_counts
-from meinst.ops.rasterize import rasterize_flat, sample_bitmaps
+from meinst.ops.rasterize import piece_starts, rasterize_flat, sample_bitmaps
 
 CLIP_TOLERANCE = 1.0
 """Pixels by which a box may reach out of its image (rounding) before the report mentions it."""
@@ -84,8 +84,8 @@ class InstanceBatch:
             self.boxes[keep],
             self.crowd[keep],
             self.coordinates[numbers],
-            _starts(np.diff(self.part_starts)[parts]),
-            _starts(np.diff(self.instance_starts)[keep]),
+            piece_starts(np.diff(self.part_starts)[parts]),
+            piece_starts(np.diff(self.instance_starts)[keep]),
             {int(places[row]): bitmap for row, bitmap in self.bitmaps.items() if keep[row]},
         )
 
@@ -141,11 +141,16 @@ class BatchReader:
         filled = np.array([isinstance(shape, dict) for shape in shapes], np.bool_)
         faults.note("no mask", ~outlined & ~filled)
         polygons = _Polygons(shapes, outlined, faults)
-        bitmaps = {
-            row: bitmap
-            for row in np.flatnonzero(filled & faults.none).tolist()
-            if (bitmap := _bitmap(shapes[row], sizes[row], faults, row)) is not None
-        }
+        bitmaps: dict[int, Bitmap] = {}
+        broken: dict[str, list[int]] = {}
+        for row in np.flatnonzero(filled & faults.none).tolist():
+            found = _bitmap(shapes[row], sizes[row])
+            if isinstance(found, Bitmap):
+                bitmaps[row] = found
+            else:
+                broken.setdefault(found, []).append(row)
+        for reason, at in broken.items():
+            faults.note(reason, _at(at, count))
         bounds = polygons.bounds(count)
         for row, bitmap in bitmaps.items():
             bounds[row] = bitmap.box
@@ -189,12 +194,6 @@ class _Faults:
             self._found[reason] = self._found.get(reason, np.zeros_like(new)) | new
             self.none &= ~new
 
-    def note_one(self, reason: str, row: int) -> None:
-        """The same for one annotation."""
-        rows = np.zeros_like(self.none)
-        rows[row] = True
-        self.note(reason, rows)
-
     def by_reason(self) -> list[tuple[str, Truths]]:
         """Reasons with their annotations; the reason that comes first in the file is first."""
         return sorted(self._found.items(), key=lambda item: int(item[1].argmax()))
@@ -230,8 +229,8 @@ class _Polygons:
         faults.note("polygon of fewer than three points", present & (counts_usable == 0))
         self._owners = owners[usable]
         self.coordinates = numbers if usable.all() else numbers[np.repeat(usable, lengths)]
-        self.part_starts = _starts(lengths[usable])
-        self.instance_starts = _starts(counts_usable)
+        self.part_starts = piece_starts(lengths[usable])
+        self.instance_starts = piece_starts(counts_usable)
         thick = np.bincount(self._owners[~self._flat()], minlength=len(shapes))
         faults.note("mask of no area", present & (thick == 0))
 
@@ -277,11 +276,11 @@ def _numbers(parts: Sequence[Any]) -> Floats | None:
     return np.array(numbers)
 
 
-def _bitmap(rle: Any, size: Floats, faults: _Faults, row: int) -> Bitmap | None:
+def _bitmap(rle: Any, size: Floats) -> Bitmap | str:
+    """The mask of an RLE in an image of a width and height, or what is wrong with it."""
     width, height = int(size[0]), int(size[1])
     if rle.get("size") != [height, width]:
-        faults.note_one("RLE of another size than its image", row)
-        return None
+        return "RLE of another size than its image"
     counts = rle.get("counts")
     try:
         if isinstance(counts, str):
@@ -292,11 +291,8 @@ def _bitmap(rle: Any, size: Floats, faults: _Faults, row: int) -> Bitmap | None:
                 raise ValueError("the RLE's counts are no integers")
         bitmap = bitmap_from_counts(runs.astype(np.int64), height, width)
     except (ValueError, OverflowError) as error:
-        faults.note_one(f"broken RLE: {error}", row)
-        return None
-    if bitmap is None:
-        faults.note_one("mask of no area", row)
-    return bitmap
+        return f"broken RLE: {error}"
+    return bitmap or "mask of no area"
 
 
 def _boxes(given: Sequence[Any], faults: _Faults) -> tuple[Floats, Truths]:
@@ -345,9 +341,3 @@ def _at(rows: list[int], count: int) -> Truths:
     found = np.zeros(count, dtype=np.bool_)
     found[rows] = True
     return found
-
-
-def _starts(lengths: Integers) -> Integers:
-    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from meinst.codecs import AutoencoderCodec, Codec, DCTCodec, GridCodec, Moments, PCACodec
+from meinst.codecs.kinds import KINDS
 from meinst.data.coco import CocoData
 from meinst.engine.codec_evaluate import CodecScores, score_codec
 from meinst.engine.codec_fit import MOST_HELD_MASKS, count_masks, sample_masks
 from meinst.engine.codec_truth import gather_truth
 from meinst.files import write_atomically
 
-KINDS = ("pca", "dct", "grid", "autoencoder")
 TABLE, PAGE, PLOT = "compare.csv", "compare.md", "compare.png"
 FEW_BYTES = 1000
 """The best setting below so many bytes an instance is named."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from meinst.data.coco import CocoData, ImageRecord
 from meinst.data.shapes import Bitmap, Instances, Shape, read_counts
-from meinst.engine.evaluate import ground_truth
+from meinst.engine.evaluate import ground_truth, some_names
 from meinst.ops.mask_iou import Runs, boundary_distance, boundary_runs, mask_runs, pixel_count
 
 Integers = NDArray[np.int64]
@@ -101,7 +101,8 @@ def gather_truth(data: Sequence[CocoData], known_names: Sequence[str] | None = N
         ValueError: if nothing is left to measure.
     """
     names = tuple(dict.fromkeys(chain.from_iterable(one.class_names for one in data)))
-    known = names if known_names is None else tuple(n for n in names if n in set(known_names))
+    wanted = set(names if known_names is None else known_names)
+    known = tuple(name for name in names if name in wanted)
     document: dict[str, Any] = {
         "images": [],
         "annotations": [],
@@ -193,17 +194,13 @@ def _check_filled(truth: CodecTruth, known_names: Sequence[str] | None) -> None:
     files = ", ".join(str(one.annotations) for one in truth.data) or "no annotation file"
     if known_names is not None and not truth.class_names:
         raise ValueError(
-            f"{files}: none of the categories ({_some(truth.unknown_categories)}) is a class of "
-            f"this codec ({_some(known_names)}): use annotations with these names."
+            f"{files}: none of the categories ({some_names(truth.unknown_categories)}) is a class "
+            f"of this codec ({some_names(known_names)}): use annotations with these names."
         )
     raise ValueError(
         f"{files}: no instance is left to measure a codec on, which needs at least one that is "
         f"neither faulty nor a crowd: use annotations with masks."
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _trace(image_id: int, record: ImageRecord, instances: Instances) -> TrueImage:

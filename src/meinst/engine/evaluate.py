@@ -186,8 +186,9 @@ def match_classes(class_names: Sequence[str], data: CocoData) -> ClassMatch:
     ids = dict(zip(data.class_names, data.category_ids, strict=True))
     if not ids.keys() & set(class_names):
         raise ValueError(
-            f"none of the model's classes ({_some(class_names)}) is among the categories of "
-            f"{data.annotations} ({_some(data.class_names)}): use annotations with these names."
+            f"none of the model's classes ({some_names(class_names)}) is among the categories of "
+            f"{data.annotations} ({some_names(data.class_names)}): use annotations with these "
+            "names."
         )
     return ClassMatch(
         category_ids=tuple(ids.get(name) for name in class_names),
@@ -196,7 +197,8 @@ def match_classes(class_names: Sequence[str], data: CocoData) -> ClassMatch:
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def some_names(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 

@@ -57,7 +57,7 @@ def rasterize_polygons(
             f"Remove such polygons first."
         )
     counts = np.fromiter((len(p) for p in polygons), dtype=np.int64, count=len(polygons))
-    return rasterize_flat(coordinates, _starts(lengths), _starts(counts), boxes, size)
+    return rasterize_flat(coordinates, piece_starts(lengths), piece_starts(counts), boxes, size)
 
 
 def rasterize_flat(
@@ -133,7 +133,7 @@ def sample_bitmaps(
     return masks
 
 
-def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def piece_starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where consecutive pieces of the given lengths begin, and where the last one ends."""
     starts = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=starts[1:])
