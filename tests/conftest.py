@@ -122,7 +122,9 @@ def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> DrawnData:
     return draw_data(tmp_path_factory.mktemp("drawn"))
 
 
-def make_tiny_model(class_names: tuple[str, ...] = ("box", "disc"), seed: int = 0) -> MEInst:
+def make_tiny_model(
+    class_names: tuple[str, ...] = ("box", "disc"), seed: int = 0, sight_channels: int = 0
+) -> MEInst:
     """A network of random weights that detects something nearly everywhere; in evaluation mode.
 
     Its points' scores are near 0.7, its boxes reach about 2 strides to each side, and its codec
@@ -146,6 +148,7 @@ def make_tiny_model(class_names: tuple[str, ...] = ("box", "disc"), seed: int = 
         distance_limits=(32, 64),
         channels=16,
         head=HeadOptions(num_convs=1, norm_groups=4),
+        sight_channels=sight_channels,
     )
     state = torch.get_rng_state()
     torch.manual_seed(seed)  # timm and torch.nn draw initial weights from the global generator
@@ -155,6 +158,8 @@ def make_tiny_model(class_names: tuple[str, ...] = ("box", "disc"), seed: int = 
         model.head.logits.bias.zero_()
         model.head.boxes.bias.fill_(2.0)
         model.head.codes.weight.mul_(40)
+        if model.refiner is not None:  # it begins with zeros, which would correct nothing
+            model.refiner.layers[-1].weight.normal_()
     torch.set_rng_state(state)
     return model.eval()
 

@@ -40,6 +40,8 @@ class Detections:
         image_size: height and width of the original image.
         codec: what made the codes.
         class_names: the names of the ``C`` classes.
+        corrections: ``(N, S, S)`` floating, what a model with sight adds to the decoded logits;
+            None for others.
 
     Raises:
         ValueError: If the fields do not fit together.
@@ -52,6 +54,7 @@ class Detections:
     image_size: tuple[int, int]
     codec: Codec
     class_names: tuple[str, ...]
+    corrections: Tensor | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores) if self.scores.ndim else 0
@@ -61,6 +64,8 @@ class Detections:
             "labels": (count,),
             "codes": (count, self.codec.n_components),
         }
+        if self.corrections is not None:
+            expected["corrections"] = (count, self.codec.mask_size, self.codec.mask_size)
         for name, shape in expected.items():
             value: Tensor = getattr(self, name)
             if tuple(value.shape) != shape:
@@ -111,6 +116,7 @@ class Detections:
             scores=self.scores[chosen],
             labels=self.labels[chosen],
             codes=self.codes[chosen],
+            corrections=None if self.corrections is None else self.corrections[chosen],
         )
 
     def __iter__(self) -> Iterator[Detections]:
@@ -135,13 +141,19 @@ class Detections:
             scores=self.scores.to(device),
             labels=self.labels.to(device),
             codes=self.codes.to(device),
+            corrections=None if self.corrections is None else self.corrections.to(device),
         )
 
     @torch.no_grad()
     def soft_masks(self) -> Tensor:
         """Decoded masks ``(N, S, S)`` in 0..1, each stretched over its box; mask at 0.5."""
         device = next((buffer.device for buffer in self.codec.buffers()), self.codes.device)
-        soft = self.codec.inverse_transform(self.codes.to(device), self.labels.to(device))
+        codes, labels = self.codes.to(device), self.labels.to(device)
+        if self.corrections is None:
+            soft = self.codec.inverse_transform(codes, labels)
+        else:
+            logits = self.codec.inverse_logits(codes, labels)
+            soft = (logits + self.corrections.to(device)).sigmoid()
         return soft.to(self.codes.device)
 
     def masks(self) -> Tensor:

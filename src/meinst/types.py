@@ -2,7 +2,7 @@
 
 Letters: ``B`` images, ``P`` points (feature-map locations of all levels, finest level
 first, row by row), ``G`` ground-truth instances, ``N`` detections, ``C`` classes,
-``K`` mask coefficients, ``S`` mask side, ``D = S * S``.
+``K`` mask coefficients, ``S`` mask side, ``D = S * S``, ``E`` channels of sight.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class HeadOutputs:
         points: ``(P, 2)`` x, y of the points in the padded input's pixels.
         strides: ``(P,)`` stride of each point's level, in pixels.
         level_sizes: number of points of each level; they sum to ``P``.
+        sight: ``(B, E, H, W)`` at half the finest stride, for models with sight; else None.
     """
 
     logits: Tensor
@@ -48,3 +49,4 @@ class HeadOutputs:
     points: Tensor
     strides: Tensor
     level_sizes: tuple[int, ...]
+    sight: Tensor | None = None

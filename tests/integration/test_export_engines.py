@@ -100,6 +100,17 @@ def test_results_do_not_change_with_the_next_picture(deformable: tuple[MEInst, P
     assert torch.equal(first.codes, kept)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_sight_is_exported_too(kind: Format, tmp_path: Path) -> None:
+    model = make_tiny_model(sight_channels=6)
+    report = export_model(model, tmp_path / kind, kind)
+    assert report.differences.masks < 1e-4
+    picture = np.random.default_rng(5).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    expected, found = (m.predict(picture) for m in (model, load_exported(tmp_path / kind)))
+    assert found.corrections is not None
+    torch.testing.assert_close(found.soft_masks(), expected.soft_masks(), atol=1e-3, rtol=0)
+
+
 def test_int8_finds_nearly_the_same(
     int8: ExportReport, tiny_model: MEInst, drawn_data: DrawnData
 ) -> None:

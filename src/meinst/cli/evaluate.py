@@ -48,6 +48,8 @@ class EvaluateArguments:
         output: file for the numbers (JSON); by default they are only shown.
         max_detections: most detections of an image, and COCO's own limit (usually 100); by
             default the model's own.
+        batch_size: images that the network takes at once, where they have one size; more than
+            1 pays on a GPU.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
     """
 
@@ -56,6 +58,7 @@ class EvaluateArguments:
     annotations: Path
     output: Path | None = None
     max_detections: int | None = None
+    batch_size: int = 1
     device: str = "auto"
 
 
@@ -69,6 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.cli.device import find_device
     from meinst.data.coco import read_coco
     from meinst.engine.evaluate import evaluate
+    from meinst.engine.memory import keep_freed_memory
     from meinst.engine.predict import check_folder
     from meinst.engine.runtime import load
     from meinst.files import write_atomically
@@ -80,6 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     data = read_coco(options.annotations, options.images)
     for line in str(data.report).splitlines():
         print("warning:", line, file=sys.stderr)
+    keep_freed_memory()
     model = load(options.model).to(find_device(options.device))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("images", total=len(data.images))
@@ -87,6 +92,7 @@ def run(arguments: Sequence[str]) -> int:
             model,
             data,
             max_detections=options.max_detections,
+            batch_size=options.batch_size,
             on_image=lambda: progress.advance(task),
         )
     if options.output is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from meinst.cli.arguments import parse_arguments
 
 if TYPE_CHECKING:
+    from meinst.engine.memory import keep_freed_memory
     from meinst.engine.predict import ImageResult
 
 EXAMPLES = """
@@ -35,6 +36,8 @@ class PredictArguments:
         output: folder of the results; made if it is not there.
         score_threshold: smallest score of a detection, 0 to 1; by default the model's own.
         max_detections: most detections of an image; by default the model's own.
+        batch_size: images that the network takes at once, where they have one size; more than
+            1 pays on a GPU.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
     """
 
@@ -43,6 +46,7 @@ class PredictArguments:
     output: Path = Path("predictions")
     score_threshold: float | None = None
     max_detections: int | None = None
+    batch_size: int = 1
     device: str = "auto"
 
 
@@ -57,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
 
     sources = find_images(options.sources)
     check_folder(options.output)
+    keep_freed_memory()
     model = load(options.model).to(find_device(options.device))
     outcomes = predict_files(
         model,
@@ -64,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         options.output,
         score_threshold=options.score_threshold,
         max_detections=options.max_detections,
+        batch_size=options.batch_size,
         on_image=print_result,
     )
     failed = [outcome for outcome in outcomes if outcome.error is not None]

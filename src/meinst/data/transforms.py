@@ -177,6 +177,19 @@ def resize_image(image: Pixels, options: InputOptions) -> Pixels:
     return resample(image, resized_size(image.shape[0], image.shape[1], options))
 
 
+@dataclass(frozen=True)
+class ResizedImage:
+    """An image as it was given, and as the network will see it.
+
+    Attributes:
+        original: ``(H, W, 3)`` uint8 RGB.
+        resized: ``(h, w, 3)`` uint8 RGB.
+    """
+
+    original: Pixels
+    resized: Pixels
+
+
 def resample(image: Pixels, size: tuple[int, int], window: Window | None = None) -> Pixels:
     """Resample a window of an image with PIL's bilinear filter (smoothing when it shrinks).
 

@@ -54,6 +54,7 @@ class Backbone(nn.Module):
                     module.requires_grad_(False)
         info: Any = self.net.feature_info
         self.train()  # modules begin in training mode, batch norms here must not
+        self.folded = False
         self.channels: tuple[int, ...] = tuple(info.channels())
         self.strides: tuple[int, ...] = tuple(info.reduction())
 
@@ -82,6 +83,14 @@ class Backbone(nn.Module):
         last = max(i for i, (name, _) in enumerate(named) if _belongs(name, names[stages - 1]))
         for _, parameter in named[: last + 1]:
             parameter.requires_grad_(False)
+
+    def fold_norms(self) -> None:
+        """Make the batch norms part of their convs: faster, and no longer to be trained."""
+        from meinst.detector.fold import fold_norms
+
+        example = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+        self.net = fold_norms(self.net, example)
+        self.folded = True
 
     def train(self, mode: bool = True) -> Backbone:
         """Switch to training, except for the batch norms' statistics."""

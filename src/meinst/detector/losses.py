@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,18 @@ from torch import Tensor
 from meinst.codecs import Codec
 from meinst.codecs.clipped_logit import Logits
 from meinst.detector.assign import BACKGROUND, assign_points
-from meinst.ops.boxes import boxes_to_distances, centerness, giou_of_distances
+from meinst.detector.sight import MaskRefiner
+from meinst.ops.boxes import (
+    boxes_to_distances,
+    centerness,
+    distances_to_boxes,
+    giou_of_distances,
+    iou_of_distances,
+)
+from meinst.ops.frames import masks_in_frames
 from meinst.types import HeadOutputs, Target
+
+NEAR = 0.5  # IoU of a predicted box in which sight learns its object's mask
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,11 @@ class LossOptions:
         code_weight: weight of the squared error between codes.
         pixel_weight: weight of the binary cross-entropy on decoded masks.
         dice_weight: weight of the Dice loss on decoded masks.
+        sight_weight: weight of cross-entropy and Dice on the masks that sight corrected.
+        sight_samples: most points of a batch whose masks sight corrects in training, those
+            nearest to their instance's centre.
+        quality: what the centre-ness output learns: the point's centre-ness, or the IoU of
+            its box.
         target_logits: what stands for a pixel where target masks are encoded: its expected
             logit, one drawn at random (the published system's), or the constant of clip 0.01.
     """
@@ -41,6 +57,9 @@ class LossOptions:
     code_weight: float = 1.0
     pixel_weight: float = 0.0
     dice_weight: float = 0.0
+    sight_weight: float = 2.0
+    sight_samples: int = 256
+    quality: Literal["centerness", "iou"] = "centerness"
     target_logits: Logits = "expected"
 
 
@@ -78,6 +97,7 @@ def compute_losses(
     options: LossOptions,
     mean_over_processes: Callable[[Tensor], Tensor] = lambda value: value,
     generator: torch.Generator | None = None,
+    refiner: MaskRefiner | None = None,
 ) -> dict[str, Tensor]:
     """The losses of a batch (METHOD 4); their sum is what training minimises.
 
@@ -91,10 +111,11 @@ def compute_losses(
             processes of a distributed run, so that ``n`` processes give the losses of one
             with the whole batch.
         generator: draws the targets' logits where they are random, on the masks' device.
+        refiner: corrects masks by the outputs' sight; None for models without.
 
     Returns:
         Scalars under ``class``, ``box``, ``centerness`` and, where their weight is not 0,
-        ``code``, ``pixel`` and ``dice``.
+        ``code``, ``pixel`` and ``dice``; ``sight`` with a refiner.
     """
     points, strides = outputs.points, outputs.strides
     ranges = level_ranges(strides, outputs.level_sizes, limits)
@@ -115,16 +136,19 @@ def compute_losses(
     normalisers = mean_over_processes(torch.stack((positive.sum().float(), weight.sum().float())))
     n_pos, c_sum = normalisers[0].clamp(min=1.0), normalisers[1].clamp(min=1e-6)
 
+    predicted = outputs.boxes[positive]  # (N, 4)
+    overlap = iou_of_distances(predicted, distances).detach()  # (N,)
+    quality = weight if options.quality == "centerness" else overlap
     class_targets = torch.zeros_like(outputs.logits)
     class_targets[image, point, labels] = 1.0
     losses = {
         "class": _focal_loss(outputs.logits, class_targets, options) / n_pos,
         "centerness": F.binary_cross_entropy_with_logits(
-            outputs.centerness[positive], weight, reduction="sum"
+            outputs.centerness[positive], quality, reduction="sum"
         )
         / n_pos,
     }
-    giou = giou_of_distances(outputs.boxes[positive], distances, options.giou_smooth)
+    giou = giou_of_distances(predicted, distances, options.giou_smooth)
     losses["box"] = options.box_weight * ((1 - giou) * weight).sum() / c_sum
 
     codes = outputs.codes[positive]  # (N, K)
@@ -138,8 +162,9 @@ def compute_losses(
         error = (codes - wanted_codes[instance]).square().sum(-1)
         scale = (c_sum * codes.shape[1]).clamp(min=1.0)
         losses["code"] = options.code_weight * (error * weight).sum() / scale
-    if options.pixel_weight or options.dice_weight:
+    if options.pixel_weight or options.dice_weight or refiner is not None:
         decoded = codec.inverse_logits(codes, labels).flatten(1)  # (N, D)
+    if options.pixel_weight or options.dice_weight:
         wanted = masks.flatten(1)[instance].to(decoded.dtype)
         if options.pixel_weight:
             entropy = F.binary_cross_entropy_with_logits(decoded, wanted, reduction="none").sum(-1)
@@ -148,6 +173,21 @@ def compute_losses(
         if options.dice_weight:
             dice = dice_loss(decoded, wanted)
             losses["dice"] = options.dice_weight * (dice * weight).sum() / c_sum
+    if refiner is not None:
+        best = weight.topk(min(options.sight_samples, len(weight))).indices  # (M,)
+        # A box that is far off, as all are at first, would show another object.
+        near = (overlap[best] >= NEAR)[:, None]
+        seen = torch.where(near, predicted.detach()[best], distances[best])
+        where = point[best]
+        frames = distances_to_boxes(points[where], seen * strides[where, None])  # (M, 4)
+        logits = decoded[best].view(-1, codec.mask_size, codec.mask_size)
+        assert outputs.sight is not None
+        added = refiner(outputs.sight, strides[0].item() / 2, image[best], frames, logits)
+        wanted = masks_in_frames(masks[instance[best]], boxes[best], frames).flatten(1)
+        refined = (logits + added).flatten(1)  # (M, D)
+        entropy = F.binary_cross_entropy_with_logits(refined, wanted, reduction="none").mean(-1)
+        each = entropy + dice_loss(refined, wanted)
+        losses["sight"] = options.sight_weight * each.sum() / max(len(best), 1)
     return losses
 
 

@@ -12,21 +12,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
 from meinst.codecs import Codec
 from meinst.data.images import ImageLike, to_rgb
-from meinst.data.transforms import InputOptions, resize_image
+from meinst.data.transforms import InputOptions, ResizedImage, resize_image
 from meinst.detections import Detections
 from meinst.detector.backbone import Backbone
 from meinst.detector.fpn import FPN
 from meinst.detector.head import Head, HeadOptions
 from meinst.detector.select import ImageSize, SelectOptions, select_detections
+from meinst.detector.sight import MaskRefiner, SightMap
 from meinst.types import HeadOutputs
 
+Given: TypeAlias = "ImageLike | ResizedImage"
 PAD_MULTIPLE = 32  # the coarsest stride of usual backbones
 
 
@@ -43,6 +45,8 @@ class ModelOptions:
         channels: channels of pyramid and head; a multiple of the groups of their norms.
         pyramid_norm_groups: groups of the group norm after each conv of the pyramid; 0 for none.
         head: the head's layers.
+        sight_channels: channels of a finer map that corrects decoded masks, see
+            :mod:`meinst.detector.sight`; 0 for none.
         stride_in_1x1: ResNets have their strides on the first 1x1 conv of a stage, as MSRA's and
             the published models, instead of on the 3x3.
         frozen_norm: the backbone's batch norms are not trained at all.
@@ -58,6 +62,7 @@ class ModelOptions:
     channels: int = 128
     pyramid_norm_groups: int = 0
     head: HeadOptions = field(default_factory=HeadOptions)
+    sight_channels: int = 0
     stride_in_1x1: bool = False
     frozen_norm: bool = False
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -75,6 +80,11 @@ class ModelOptions:
             raise ValueError(f"strides must double from level to level, got {self.strides}.")
         if any(after <= before for before, after in pairwise((0.0, *self.distance_limits))):
             raise ValueError(f"distance_limits must rise from above 0, got {self.distance_limits}.")
+        if self.sight_channels and self.backbone_levels[0] == 0:
+            raise ValueError(
+                "sight_channels asks for a backbone level before the first of backbone_levels = "
+                f"{self.backbone_levels}: leave out level 0."
+            )
         for groups in (self.head.norm_groups, self.pyramid_norm_groups):
             if groups and self.channels % groups:
                 raise ValueError(
@@ -118,6 +128,7 @@ class Predictor(nn.Module, ABC):
                 f"{self.class_names}: take codec.for_classes(class_names)."
             )
         self.codec = codec
+        self.refiner = MaskRefiner(options.sight_channels) if options.sight_channels else None
         self.register_buffer("pixel_mean", torch.tensor(options.pixel_mean).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(options.pixel_std).view(3, 1, 1), False)
 
@@ -151,10 +162,19 @@ class Predictor(nn.Module, ABC):
     def network(self, pixels: Tensor) -> HeadOutputs:
         """What the network says of prepared pixels ``(B, 3, H, W)``."""
 
+    def resize(self, image: ImageLike) -> ResizedImage:
+        """Bring an image to the size that the network sees; ``predict`` does it if need be.
+
+        Raises:
+            ValueError: if the image cannot be read.
+        """
+        original = to_rgb(image)
+        return ResizedImage(original, resize_image(original, self.image_size))
+
     @overload
     def predict(
         self,
-        image: ImageLike,
+        image: Given,
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
@@ -163,7 +183,7 @@ class Predictor(nn.Module, ABC):
     @overload
     def predict(
         self,
-        image: list[ImageLike] | tuple[ImageLike, ...],
+        image: list[Given] | tuple[Given, ...],
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
@@ -172,7 +192,7 @@ class Predictor(nn.Module, ABC):
     @torch.no_grad()
     def predict(
         self,
-        image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
+        image: Given | list[Given] | tuple[Given, ...],
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
@@ -180,8 +200,8 @@ class Predictor(nn.Module, ABC):
         """Find the objects of one image, or of several in one batch.
 
         Args:
-            image: a path, a PIL image or an ``(H, W, 3)`` uint8 array in R, G, B; or a list
-                of these.
+            image: a path, a PIL image or an ``(H, W, 3)`` uint8 array in R, G, B, or what
+                :meth:`resize` made of it; or a list of these.
             score_threshold: smallest final score of a detection, 0 to 1; the model's own,
                 ``selection.score_threshold``, if None.
             max_detections: most detections of an image; the model's own if None.
@@ -198,7 +218,7 @@ class Predictor(nn.Module, ABC):
 
     def _predict_batch(
         self,
-        images: Sequence[ImageLike],
+        images: Sequence[Given],
         score_threshold: float | None,
         max_detections: int | None,
     ) -> list[Detections]:
@@ -207,18 +227,19 @@ class Predictor(nn.Module, ABC):
         selection = replace(self.selection, **given)  # type: ignore[arg-type]
         if not images:
             return []
-        originals = [to_rgb(image) for image in images]
-        resized = [resize_image(image, self.image_size) for image in originals]
-        sizes = [
-            ImageSize(before.shape[:2], after.shape[:2])
-            for before, after in zip(originals, resized, strict=True)
-        ]
+        resized = [i if isinstance(i, ResizedImage) else self.resize(i) for i in images]
+        sizes = [ImageSize(i.original.shape[:2], i.resized.shape[:2]) for i in resized]
         found: dict[int, Detections] = {}
         # Images of one padded size together: padding would change what group norms see.
         for places in _same_padded_size(sizes):
-            outputs = self([torch.from_numpy(resized[i]).permute(2, 0, 1) for i in places])
+            with torch.inference_mode():  # results shall be ordinary tensors, so not around all
+                outputs = self(
+                    [torch.from_numpy(resized[i].resized).permute(2, 0, 1) for i in places]
+                )
             group = [sizes[i] for i in places]
-            kept = select_detections(outputs, group, self.codec, self.class_names, selection)
+            kept = select_detections(
+                outputs, group, self.codec, self.class_names, selection, self.refiner
+            )
             found.update(zip(places, kept, strict=True))
         threshold = selection.score_threshold
         return [found[i][found[i].scores >= threshold] for i in range(len(images))]
@@ -254,19 +275,22 @@ class MEInst(Predictor):
             image_size or InputOptions(),
             selection or SelectOptions(),
         )
+        levels = options.backbone_levels
         self.backbone = Backbone(
             options.backbone,
-            options.backbone_levels,
+            (levels[0] - 1, *levels) if options.sight_channels else levels,
             stride_in_1x1=options.stride_in_1x1,
             frozen_norm=options.frozen_norm,
         )
-        if self.backbone.strides != options.strides[: len(self.backbone.strides)]:
+        channels = self.backbone.channels[-len(levels) :]
+        strides = self.backbone.strides[-len(levels) :]
+        if strides != options.strides[: len(levels)]:
             raise ValueError(
                 f"strides {options.strides} do not begin with those of backbone_levels "
-                f"{options.backbone_levels}, {self.backbone.strides}: change one of them."
+                f"{levels}, {strides}: change one of them."
             )
         self.fpn = FPN(
-            self.backbone.channels,
+            channels,
             options.channels,
             len(options.strides),
             options.pyramid_norm_groups,
@@ -278,12 +302,20 @@ class MEInst(Predictor):
             options.strides,
             options.head,
         )
+        self.sight: SightMap | None = None
+        if options.sight_channels:
+            finer = self.backbone.channels[0]
+            self.sight = SightMap(finer, options.channels, options.sight_channels)
         self.to(memory_format=torch.channels_last)  # oneDNN's and cuDNN's faster layout
 
     def network(self, pixels: Tensor) -> HeadOutputs:
         """Backbone, pyramid and head on prepared pixels ``(B, 3, H, W)``."""
-        outputs: HeadOutputs = self.head(self.fpn(self.backbone(pixels)))
-        return outputs
+        features = self.backbone(pixels)
+        pyramid = self.fpn(features[-len(self.options.backbone_levels) :])
+        outputs: HeadOutputs = self.head(pyramid)
+        if self.sight is None:
+            return outputs
+        return replace(outputs, sight=self.sight(features[0], pyramid[0]))
 
 
 def _same_padded_size(sizes: Sequence[ImageSize]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from meinst.codecs import Codec
 from meinst.detections import Detections
+from meinst.detector.sight import MaskRefiner
 from meinst.ops.boxes import distances_to_boxes
 from meinst.types import HeadOutputs
 
@@ -63,6 +64,7 @@ def select_detections(
     codec: Codec,
     class_names: tuple[str, ...],
     options: SelectOptions,
+    refiner: MaskRefiner | None = None,
 ) -> list[Detections]:
     """Score, keep the best of each level, suppress doubles (METHOD 5, steps 2 to 5).
 
@@ -75,12 +77,13 @@ def select_detections(
         codec: goes with the detections, to decode them when asked.
         class_names: names of the ``C`` classes.
         options: thresholds and limits; ``score_threshold`` is the caller's to apply.
+        refiner: corrects masks by the outputs' sight; None for models without.
 
     Returns:
         For each image its detections, the best first, in the original image's pixels.
     """
     return [
-        _select_one(outputs, index, size, codec, class_names, options)
+        _select_one(outputs, index, size, codec, class_names, options, refiner)
         for index, size in enumerate(sizes)
     ]
 
@@ -92,6 +95,7 @@ def _select_one(
     codec: Codec,
     class_names: tuple[str, ...],
     options: SelectOptions,
+    refiner: MaskRefiner | None,
 ) -> Detections:
     from torchvision.ops import batched_nms, clip_boxes_to_image
 
@@ -107,15 +111,24 @@ def _select_one(
     ratio = boxes.new_tensor([width / size.resized[1], height / size.resized[0]]).repeat(2)
     boxes = clip_boxes_to_image(boxes[keep] * ratio, size.original)
     solid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)
-    keep = keep[solid]
+    boxes, keep = boxes[solid], keep[solid]
+    codes, corrections = outputs.codes[index, point[keep]], None
+    if refiner is not None:
+        assert outputs.sight is not None
+        logits = codec.inverse_logits(codes, labels[keep])
+        image = torch.full_like(keep, index)
+        stride = outputs.strides[0].item() / 2
+        # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.
+        corrections = refiner(outputs.sight, stride, image, boxes / ratio, logits).half()
     return Detections(
-        boxes=boxes[solid],
+        boxes=boxes,
         scores=scores[keep],
         labels=labels[keep],
-        codes=outputs.codes[index, point[keep]],
+        codes=codes,
         image_size=size.original,
         codec=codec,
         class_names=class_names,
+        corrections=corrections,
     )
 
 

@@ -82,7 +82,15 @@ def save_model(
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: if the model was made ready to predict, and can no longer be trained.
     """
+    if model.backbone.folded:
+        raise ValueError(
+            "the model's batch norms were made part of its convs, as meinst.load does: take "
+            "load_model() for a model to train or to write."
+        )
     tensors = model.state_dict()
     if half:
         tensors = {

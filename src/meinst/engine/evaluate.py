@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from meinst.data.coco import CocoData, ImageRecord
-from meinst.data.images import ImageError, load_image
+from meinst.data.images import ImageError, Pixels, load_image
+from meinst.detections import Detections
 from meinst.detector.meinst import Predictor
+from meinst.engine.stream import find_in_each
 
 if TYPE_CHECKING:
     import hotcoco
@@ -107,6 +109,7 @@ def evaluate(
     data: CocoData,
     *,
     max_detections: int | None = None,
+    batch_size: int = 1,
     on_image: Callable[[], None] | None = None,
 ) -> Metrics:
     """Run a model on annotated images and measure its boxes and masks.
@@ -119,6 +122,7 @@ def evaluate(
         model: in evaluation mode.
         data: annotations with their images.
         max_detections: most detections of an image, and COCO's limit; the model's own if None.
+        batch_size: images that the network takes at once, where they have one size.
         on_image: called after each image, for a progress bar.
 
     Raises:
@@ -131,11 +135,19 @@ def evaluate(
     truth = ground_truth(data)
     results: list[dict[str, Any]] = []
     failures: list[Failure] = []
-    for record in data.images:
+    stream = find_in_each(
+        model,
+        data.images,
+        _pixels,
+        batch_size=batch_size,
+        score_threshold=0.0,
+        max_detections=limit,
+    )
+    for one in stream:
         try:
-            results += find_results(model, record, classes, limit)
+            results += _results(one.result()[1], one.source, classes)
         except ImageError as error:
-            failures.append(Failure(_path(record), str(error)))
+            failures.append(Failure(_path(one.source), str(error)))
         if on_image is not None:
             on_image()
     metrics = coco_metrics(truth, results, limit, classes.matched_ids)
@@ -162,8 +174,15 @@ def find_results(
     Raises:
         ImageError: if the image cannot be read, or is not of the annotated size.
     """
-    image = load_image(_path(record), (record.width, record.height))
-    found = model.predict(image, score_threshold=0.0, max_detections=max_detections)
+    found = model.predict(_pixels(record), score_threshold=0.0, max_detections=max_detections)
+    return _results(found, record, classes)
+
+
+def _pixels(record: ImageRecord) -> Pixels:
+    return load_image(_path(record), (record.width, record.height))
+
+
+def _results(found: Detections, record: ImageRecord, classes: ClassMatch) -> list[dict[str, Any]]:
     matched = torch.tensor([category is not None for category in classes.category_ids])
     ids = [category or 0 for category in classes.category_ids]  # the 0s are of no detection
     return found[matched[found.labels.cpu()]].to_coco(record.id, ids)

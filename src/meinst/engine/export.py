@@ -23,6 +23,8 @@ from meinst.engine.config import Recipe
 from meinst.engine.evaluate import Metrics, evaluate
 from meinst.engine.graphs import quantise_graph, write_graph
 from meinst.engine.runtime import DESCRIPTION, GRAPHS, Format, is_export, load_exported
+from meinst.ops.boxes import distances_to_boxes
+from meinst.types import HeadOutputs
 
 MAX_CALIBRATION = 300
 MASK_LIMIT, SCORE_LIMIT, BOX_LIMIT = 1e-3, 1e-3, 0.05
@@ -150,8 +152,13 @@ def _new_folder(
     """A folder with all of an export but the graph."""
     folder = Path(place, name)
     folder.mkdir()
-    codec = {f"codec.{name}": tensor for name, tensor in model.codec.state_dict().items()}
-    write_described(folder / DESCRIPTION, model, codec, EXPORT_FORMAT, recipe, metrics)
+    # What a Predictor needs beside its network.
+    kept = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(("codec.", "refiner."))
+    }
+    write_described(folder / DESCRIPTION, model, kept, EXPORT_FORMAT, recipe, metrics)
     return folder
 
 
@@ -219,8 +226,10 @@ def compare(one: Predictor, other: Predictor, picture: Pixels) -> tuple[float, f
     best, labels = scores[0].max(1)
     points = best.topk(min(_COMPARED, len(best))).indices
     strides = outputs[0].strides[points, None]
+    distances = [said.boxes[0, points] * strides for said in outputs]
+    boxes = distances_to_boxes(outputs[0].points[points], distances[0])
     masks = [
-        model.codec.inverse_transform(said.codes[0, points], labels[points])
+        _soft_masks(model, said, points, labels[points], boxes)
         for model, said in zip((one, other), outputs, strict=True)
     ]
 
@@ -230,8 +239,22 @@ def compare(one: Predictor, other: Predictor, picture: Pixels) -> tuple[float, f
     return (
         largest(*masks),
         largest(scores[0], scores[1]),
-        largest(*(said.boxes[0, points] * strides for said in outputs)),
+        largest(*distances),
     )
+
+
+def _soft_masks(
+    model: Predictor, outputs: HeadOutputs, points: Tensor, labels: Tensor, boxes: Tensor
+) -> Tensor:
+    codes = outputs.codes[0, points]
+    if model.refiner is None:
+        return model.codec.inverse_transform(codes, labels)
+    logits = model.codec.inverse_logits(codes, labels)
+    assert outputs.sight is not None
+    stride = outputs.strides[0].item() / 2
+    added = model.refiner(outputs.sight, stride, torch.zeros_like(points), boxes, logits)
+    soft: Tensor = (logits + added).sigmoid()
+    return soft
 
 
 def _drawn_pictures() -> Iterator[Pixels]:

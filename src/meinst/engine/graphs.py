@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from meinst.detector.meinst import PAD_MULTIPLE, MEInst
-from meinst.engine.runtime import GRAPHS, INPUT, OUTPUTS, Format, package
+from meinst.engine.runtime import GRAPHS, INPUT, Format, output_names, package
 
 T = TypeVar("T")
 
@@ -36,9 +36,9 @@ class NetworkAlone(nn.Module):
         _fix_padding(self.model)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """``(B, 3, H, W)`` to what :data:`~meinst.engine.runtime.OUTPUTS` names."""
+        """``(B, 3, H, W)`` to what :func:`~meinst.engine.runtime.output_names` tells."""
         outputs = self.model.network(pixels)
-        return outputs.logits, outputs.boxes, outputs.centerness, outputs.codes
+        return tuple(getattr(outputs, name) for name in output_names(self.model.options))
 
 
 def write_graph(model: MEInst, folder: Path, kind: Format) -> None:
@@ -49,11 +49,12 @@ def write_graph(model: MEInst, folder: Path, kind: Format) -> None:
         RuntimeError: if torch cannot record the network, with its reason.
     """
     path = folder / GRAPHS[kind]
+    outputs = output_names(model.options)
     program = _record(model)
     if kind == "openvino":
         openvino = package("openvino")
         graph = openvino.convert_model(program)
-        for port, name in zip(graph.inputs + graph.outputs, (INPUT, *OUTPUTS), strict=True):
+        for port, name in zip(graph.inputs + graph.outputs, (INPUT, *outputs), strict=True):
             port.get_tensor().set_names({name})
         openvino.save_model(graph, path, compress_to_fp16=False)
         return
@@ -64,7 +65,7 @@ def write_graph(model: MEInst, folder: Path, kind: Format) -> None:
         (),
         path,
         input_names=[INPUT],
-        output_names=list(OUTPUTS),
+        output_names=list(outputs),
         opset_version=ONNX_OPSET,
         external_data=False,
         verbose=False,

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from meinst.data.images import ImageError, load_image
+from meinst.data.images import load_image
 from meinst.detector.meinst import Predictor
+from meinst.engine.stream import EXPECTED, find_in_each
 from meinst.files import write_atomically
 
 RESULTS, IMAGES = "predictions.json", "images.json"
@@ -30,7 +31,7 @@ class ImageResult:
         source: the image file.
         overlay: the picture that was written; None if the image failed.
         counts: number of detections of each class that was found, most frequent first.
-        milliseconds: from the file to its overlay on disk.
+        milliseconds: since the image before was done, its overlay on disk included.
         error: why it failed; None if it did not.
     """
 
@@ -48,9 +49,10 @@ def predict_files(
     *,
     score_threshold: float | None = None,
     max_detections: int | None = None,
+    batch_size: int = 1,
     on_image: Callable[[ImageResult], None] | None = None,
 ) -> list[ImageResult]:
-    """Segment image files one by one and write what was found.
+    """Segment image files in order and write what was found; the next are read meanwhile.
 
     The output folder then holds a JPEG overlay of each image, named after it,
     ``predictions.json`` (COCO results: ``image_id``, ``category_id``, ``bbox``, ``score``,
@@ -65,6 +67,7 @@ def predict_files(
         output: folder; made if it is not there.
         score_threshold: smallest score of a detection, 0 to 1; the model's own if None.
         max_detections: most detections of an image; the model's own if None.
+        batch_size: images that the network takes at once, where they have one size.
         on_image: called after each image.
 
     Returns:
@@ -82,17 +85,21 @@ def predict_files(
     outcomes: list[ImageResult] = []
     results: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
-    for image_id, (source, name) in enumerate(zip(sources, names, strict=True), start=1):
-        start = time.perf_counter()
+    stream = find_in_each(
+        model,
+        sources,
+        load_image,
+        batch_size=batch_size,
+        score_threshold=selection.score_threshold,
+        max_detections=selection.max_detections,
+    )
+    start = time.perf_counter()
+    for image_id, (one, name) in enumerate(zip(stream, names, strict=True), start=1):
+        source = one.source
         counts: dict[str, int] = {}
         error = None
         try:
-            pixels = load_image(source)
-            found = model.predict(
-                pixels,
-                score_threshold=selection.score_threshold,
-                max_detections=selection.max_detections,
-            )
+            pixels, found = one.result()
             write_atomically(output / name, _jpeg(found.draw(pixels)))
             results += found.to_coco(image_id)
             height, width = found.image_size
@@ -102,15 +109,12 @@ def predict_files(
             )
             labels = Counter(model.class_names[label] for label in found.labels.tolist())
             counts = dict(labels.most_common())
-        except (ImageError, OSError, MemoryError, RuntimeError) as failure:
+        except EXPECTED as failure:
             error = str(failure) or type(failure).__name__
-        outcome = ImageResult(
-            source,
-            None if error else output / name,
-            counts,
-            (time.perf_counter() - start) * 1000,
-            error,
-        )
+        end = time.perf_counter()
+        overlay = None if error else output / name
+        outcome = ImageResult(source, overlay, counts, (end - start) * 1000, error)
+        start = end
         outcomes.append(outcome)
         if on_image is not None:
             on_image(outcome)

@@ -1,9 +1,10 @@
 """Exported models: OpenVINO or ONNX Runtime in the network's place, all else as it is.
 
 An export is a folder: the network alone as a graph (``model.xml`` and ``model.bin`` for OpenVINO,
-``model.onnx`` for ONNX Runtime), from prepared pixels ``(B, 3, H, W)`` to the four outputs of
-:data:`OUTPUTS`, for every batch and every size in steps of 32; and ``meinst.safetensors``: codec,
-class names, sizes, selection. Points and strides follow from the size of the input.
+``model.onnx`` for ONNX Runtime), from prepared pixels ``(B, 3, H, W)`` to the outputs that
+:func:`output_names` tells, for every batch and every size in steps of 32; and
+``meinst.safetensors``: codec, class names, sizes, selection, and what corrects masks by sight.
+Points and strides follow from the size of the input.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meinst.codecs import Codec
-from meinst.detector.meinst import Predictor
+from meinst.detector.meinst import ModelOptions, Predictor
 from meinst.engine.checkpoint import (
     EXPORT_FORMAT,
     ModelFileError,
@@ -37,7 +38,13 @@ Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 
 DESCRIPTION = "meinst.safetensors"
 GRAPHS: dict[Format, str] = {"openvino": "model.xml", "onnx": "model.onnx"}
-INPUT, OUTPUTS = "pixels", ("logits", "boxes", "centerness", "codes")
+INPUT = "pixels"
+
+
+def output_names(options: ModelOptions) -> tuple[str, ...]:
+    """What a network of this shape says, in order: fields of :class:`~meinst.types.HeadOutputs`."""
+    names = ("logits", "boxes", "centerness", "codes")
+    return (*names, "sight") if options.sight_channels else names
 
 
 class ExportedMEInst(Predictor):
@@ -47,7 +54,7 @@ class ExportedMEInst(Predictor):
         class_names: names of the ``C`` classes, in the order of the logits.
         codec: as the model's that was exported.
         recipe: its shape, sizes and selection.
-        run: the network: prepared pixels to what :data:`OUTPUTS` names.
+        run: the network: prepared pixels to what :func:`output_names` tells.
     """
 
     def __init__(self, class_names: Sequence[str], codec: Codec, recipe: Recipe, run: Run) -> None:
@@ -61,14 +68,9 @@ class ExportedMEInst(Predictor):
         sizes = [(-(-height // stride), -(-width // stride)) for stride in self.options.strides]
         points, strides = make_points(sizes, self.options.strides, pixels.device)
         arrays = self._run(pixels.detach().cpu().contiguous().numpy())
-        logits, boxes, centerness, codes = (
-            torch.from_numpy(array).to(pixels.device) for array in arrays
-        )
+        said = [torch.from_numpy(array).to(pixels.device) for array in arrays]
         return HeadOutputs(
-            logits=logits,
-            boxes=boxes,
-            centerness=centerness,
-            codes=codes,
+            **dict(zip(output_names(self.options), said, strict=True)),
             points=points,
             strides=strides,
             level_sizes=tuple(rows * columns for rows, columns in sizes),
@@ -76,7 +78,10 @@ class ExportedMEInst(Predictor):
 
 
 def load(name_or_path: str | Path) -> Predictor:
-    """A model by its name, its file or, if it was exported, its folder; in evaluation mode.
+    """A model by its name, its file or, if it was exported, its folder; ready to predict.
+
+    Its batch norms are part of its convs, so it is not to be trained or written again; for that
+    take :func:`meinst.engine.checkpoint.load_model`.
 
     Args:
         name_or_path: a shipped model's name, a file that ``meinst train`` wrote, or a folder
@@ -88,7 +93,11 @@ def load(name_or_path: str | Path) -> Predictor:
         ImportError: if the engine of an exported model is not installed.
     """
     path = Path(name_or_path)
-    return load_exported(path) if path.is_dir() else load_model(name_or_path)
+    if path.is_dir():
+        return load_exported(path)
+    model = load_model(name_or_path)
+    model.backbone.fold_norms()
+    return model
 
 
 def load_exported(folder: Path) -> ExportedMEInst:
@@ -108,7 +117,8 @@ def load_exported(folder: Path) -> ExportedMEInst:
     info, tensors = read_described(path, EXPORT_FORMAT)
     graph = folder / GRAPHS[found[0]]
     try:
-        run = _open_openvino(graph) if found == ["openvino"] else _open_onnx(graph)
+        opened = _open_openvino if found == ["openvino"] else _open_onnx
+        run = opened(graph, output_names(info.recipe.model))
     except ImportError:
         raise
     except Exception as error:  # the engines' own classes, one for each kind of damage
@@ -142,7 +152,7 @@ def package(name: str) -> Any:
         ) from error
 
 
-def _open_openvino(path: Path) -> Run:
+def _open_openvino(path: Path, outputs: Sequence[str]) -> Run:
     core = package("openvino").Core()
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -154,14 +164,14 @@ def _open_openvino(path: Path) -> Run:
 
     def run(pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
         results = request.infer({INPUT: pixels}, share_inputs=True)
-        return [results[name] for name in OUTPUTS]
+        return [results[name] for name in outputs]
 
     return run
 
 
-def _open_onnx(path: Path) -> Run:
+def _open_onnx(path: Path, outputs: Sequence[str]) -> Run:
     onnxruntime = package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(OUTPUTS, {INPUT: pixels})
+    return lambda pixels: session.run(outputs, {INPUT: pixels})

@@ -62,6 +62,7 @@ class Trainee(L.LightningModule):
                 self.recipe.loss,
                 self._mean_over_processes,
                 self._generator(batch_index),
+                self.model.refiner,
             )
         total = torch.stack(list(losses.values())).sum()
         if not total.isfinite():
@@ -130,8 +131,10 @@ class Trainee(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser, and its learning rate by the update."""
-        head = (self.model.fpn, self.model.head)
-        optimizer = make_optimizer(self.model.backbone, head, self.recipe.optimizer)
+        backbone = self.model.backbone
+        parts = (self.model.fpn, self.model.head, self.model.sight, self.model.refiner)
+        rest = [part for part in parts if part is not None]
+        optimizer = make_optimizer(backbone, rest, self.recipe.optimizer)
         schedule = self.recipe.schedule
         scheduler = LambdaLR(optimizer, lambda iteration: lr_factor(iteration, schedule))
         return {
@@ -213,4 +216,5 @@ def _in_float32(outputs: HeadOutputs) -> HeadOutputs:
         boxes=outputs.boxes.float(),
         centerness=outputs.centerness.float(),
         codes=outputs.codes.float(),
+        sight=None if outputs.sight is None else outputs.sight.float(),
     )

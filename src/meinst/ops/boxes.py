@@ -54,6 +54,22 @@ def centerness(distances: Tensor) -> Tensor:
     return (horizontal * vertical).sqrt()
 
 
+def iou_of_distances(predicted: Tensor, target: Tensor) -> Tensor:
+    """IoU of two boxes seen from the same point.
+
+    Args:
+        predicted: ``(..., 4)`` distances, at least 0.
+        target: ``(..., 4)`` distances, positive.
+
+    Returns:
+        ``(...)`` in 0..1.
+    """
+    inner = torch.minimum(predicted, target)
+    intersection = (inner[..., :2] + inner[..., 2:]).prod(-1)
+    areas = [(box[..., :2] + box[..., 2:]).prod(-1) for box in (predicted, target)]
+    return intersection / (areas[0] + areas[1] - intersection)
+
+
 def giou_of_distances(predicted: Tensor, target: Tensor, smooth: float = 0.0) -> Tensor:
     """Generalised IoU of two boxes seen from the same point.
 

@@ -222,5 +222,5 @@ def test_every_conv_that_pads_by_size_is_replaced() -> None:
     pixels = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = model.network(pixels)
-        for name, found in zip(runtime.OUTPUTS, alone(pixels), strict=True):
+        for name, found in zip(runtime.output_names(model.options), alone(pixels), strict=True):
             torch.testing.assert_close(found, getattr(expected, name))

@@ -1,0 +1,85 @@
+"""Sight: what the picture shows inside a box, added to the mask that its code decodes to.
+
+A code is what one point says of a whole outline; edges finer than that are lost. The network gives
+a few channels at half the finest stride; for detections that are kept, and for them alone, those
+inside the box are sampled on the codec's grid and correct the decoded logits (the idea is ISTR's,
+arXiv 2105.00637, the sampling Mask R-CNN's RoIAlign).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SightMap(nn.Module):
+    """A map of a few channels from the backbone's finer level and the pyramid's finest.
+
+    Args:
+        finer_channels: of the backbone's map at half the pyramid's finest stride.
+        pyramid_channels: of the pyramid.
+        channels: of the map, ``E``.
+    """
+
+    def __init__(self, finer_channels: int, pyramid_channels: int, channels: int) -> None:
+        super().__init__()
+        self.finer = nn.Conv2d(finer_channels, channels, 1)
+        self.coarser = nn.Conv2d(pyramid_channels, channels, 1)
+        self.mix = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, finer: Tensor, pyramid: Tensor) -> Tensor:
+        """``(B, ., 2 H, 2 W)`` and ``(B, ., H, W)`` to ``(B, E, 2 H, 2 W)``."""
+        coarser = nn.functional.interpolate(self.coarser(pyramid), scale_factor=2.0)
+        result: Tensor = self.mix(self.finer(finer) + coarser)
+        return result
+
+
+class MaskRefiner(nn.Module):
+    """Corrects decoded masks by the sight map inside their boxes. It begins by correcting nothing.
+
+    Args:
+        channels: of the sight map, ``E``, and of its own convs.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        last = nn.Conv2d(channels, 1, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels + 1, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            last,
+        )
+
+    def forward(
+        self, sight: Tensor, stride: float, image: Tensor, boxes: Tensor, logits: Tensor
+    ) -> Tensor:
+        """What to add to the logits.
+
+        Args:
+            sight: ``(B, E, H, W)``.
+            stride: of the map, in the input's pixels.
+            image: ``(N,)`` int64, which image each box is in.
+            boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in the input's pixels.
+            logits: ``(N, S, S)``, decoded codes, stretched over the boxes.
+
+        Returns:
+            ``(N, S, S)``.
+        """
+        from torchvision.ops import roi_align
+
+        rois = torch.cat((image[:, None].to(boxes), boxes), dim=1)  # (N, 5)
+        seen = roi_align(
+            sight, rois, logits.shape[-1], 1 / stride, sampling_ratio=1, aligned=True
+        )  # (N, E, S, S)
+        shape = 2 * logits.sigmoid() - 1
+        result: Tensor = self.layers(torch.cat((seen, shape[:, None]), dim=1)).squeeze(1)
+        return result
