@@ -24,6 +24,7 @@ from meinst.detections import Detections
 from meinst.detector.backbone import Backbone
 from meinst.detector.fpn import FPN
 from meinst.detector.head import Head, HeadOptions
+from meinst.detector.layers import use_fast_convs
 from meinst.detector.select import ImageSize, SelectOptions, select_detections
 from meinst.types import HeadOutputs
 
@@ -278,6 +279,7 @@ class MEInst(Predictor):
             options.strides,
             options.head,
         )
+        use_fast_convs(self)
         self.to(memory_format=torch.channels_last)  # oneDNN's and cuDNN's faster layout
 
     def network(self, pixels: Tensor) -> HeadOutputs:
