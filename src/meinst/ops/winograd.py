@@ -46,15 +46,16 @@ _PIXELS, _WEIGHTS, _OUTPUTS = _matrices()
 
 def transform_weight(weight: Tensor) -> Tensor:
     """Weights ``(O, C, 3, 3)`` as :func:`winograd_conv2d` takes them, ``(36, C, O)`` float32."""
-    matrix = torch.from_numpy(_WEIGHTS)
-    both = torch.einsum("iy,jx,ocyx->ijco", matrix, matrix, weight.detach().double())
-    return both.flatten(0, 1).float().contiguous()
+    outputs, channels = weight.shape[:2]
+    matrix = torch.from_numpy(np.kron(_WEIGHTS, _WEIGHTS))  # (36, 9)
+    taps = weight.detach().permute(2, 3, 1, 0).reshape(9, channels * outputs)
+    return (matrix @ taps.double()).float().view(SEEN**2, channels, outputs)
 
 
 def winograd_conv2d(feature: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """3x3 convolution of stride 1 and padding 1, without gradients.
 
-    Errors are about five times those of a direct conv in single precision.
+    Errors are one to four times those of oneDNN's direct conv in single precision.
 
     Args:
         feature: ``(B, C, H, W)`` float32 on the CPU; fastest if channels-last.
