@@ -1,11 +1,15 @@
-"""Layers of the head that torch does not have: deformable convs, the large-kernel predictor."""
+"""Layers that torch does not have: deformable convs, the large-kernel predictor, faster convs."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meinst.ops.deform_conv import deform_conv2d
+from meinst.ops.winograd import transform_weight, winograd_conv2d
+from meinst.ops.winograd_kernels import TILE
 
 
 class DeformableConv(nn.Module):
@@ -42,14 +46,18 @@ def _deform_conv(feature: Tensor, offset: Tensor, weight: Tensor, mask: Tensor |
 
     OpenVINO, ONNX and ``torch.compile`` know torchvision's operator, and no other.
     """
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    recorded = tracing or torch.compiler.is_compiling()
-    if recorded or feature.device.type != "cpu":
+    if _recorded() or feature.device.type != "cpu":
         from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
         result: Tensor = torchvision_deform_conv2d(feature, offset, weight, padding=1, mask=mask)
         return result
     return deform_conv2d(feature, offset, weight, mask)
+
+
+def _recorded() -> bool:
+    """Whether somebody records what the network does, instead of having it done."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_compiling()
 
 
 class LargeKernelPredictor(nn.Module):
@@ -79,3 +87,60 @@ class LargeKernelPredictor(nn.Module):
         """``(B, channels, H, W)`` to ``(B, outputs, H, W)``."""
         result: Tensor = self.tall_first(feature) + self.wide_first(feature)
         return result
+
+
+# Winograd's conv pays from as many channels, in and out, and as many tiles of 4 x 4 pixels.
+_FAST_CHANNELS, _FAST_TILES = 48, 16
+_FAST: dict[str, Any] = {
+    "kernel_size": (3, 3),
+    "stride": (1, 1),
+    "padding": (1, 1),
+    "dilation": (1, 1),
+    "groups": 1,
+    "padding_mode": "zeros",
+}
+
+
+class FastConv(nn.Conv2d):
+    """A conv that takes half the time where no gradients are wanted, on the CPU, in float32.
+
+    :func:`use_fast_convs` makes them. Everywhere else (training, other devices, mixed precision,
+    exports) it is torch's.
+    """
+
+    # The weights as they were, and transformed. No buffer: neither saved nor moved.
+    _known: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, O, H, W)``."""
+        batch, _, height, width = feature.shape
+        if (
+            torch.is_grad_enabled()
+            or _recorded()
+            or (feature.device.type, feature.dtype) != ("cpu", torch.float32)
+            or (self.weight.device.type, self.weight.dtype) != ("cpu", torch.float32)
+            or torch.is_autocast_enabled("cpu")
+            or batch * -(-height // TILE) * -(-width // TILE) < _FAST_TILES
+        ):
+            return super().forward(feature)
+        known = self._known
+        # Compared, not noted when they change: averages are written past autograd's counters.
+        if known is None or not torch.equal(known[0], self.weight):
+            known = self.weight.detach().clone(), transform_weight(self.weight)
+            self._known = known
+        return winograd_conv2d(feature, known[1], self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files do without what can be made anew."""
+        return {**self.__dict__, "_known": None}
+
+
+def use_fast_convs(network: nn.Module) -> None:
+    """Turn every conv of a network that can be a :class:`FastConv` into one, as it stands."""
+    for module in network.modules():
+        if (
+            type(module) is nn.Conv2d
+            and min(module.in_channels, module.out_channels) >= _FAST_CHANNELS
+            and all(getattr(module, name) == value for name, value in _FAST.items())
+        ):
+            module.__class__ = FastConv

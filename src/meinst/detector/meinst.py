@@ -24,6 +24,7 @@ from meinst.detections import Detections
 from meinst.detector.backbone import Backbone
 from meinst.detector.fpn import FPN
 from meinst.detector.head import Head, HeadOptions
+from meinst.detector.layers import use_fast_convs
 from meinst.detector.select import ImageSize, SelectOptions, select_detections
 from meinst.detector.sight import MaskRefiner, SightMap
 from meinst.types import HeadOutputs
@@ -306,6 +307,7 @@ class MEInst(Predictor):
         if options.sight_channels:
             finer = self.backbone.channels[0]
             self.sight = SightMap(finer, options.channels, options.sight_channels)
+        use_fast_convs(self)
         self.to(memory_format=torch.channels_last)  # oneDNN's and cuDNN's faster layout
 
     def network(self, pixels: Tensor) -> HeadOutputs:

@@ -1,10 +1,20 @@
+import copy
 import math
+import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from meinst.detector.layers import DeformableConv, LargeKernelPredictor
+from meinst.detector import layers
+from meinst.detector.layers import (
+    DeformableConv,
+    FastConv,
+    LargeKernelPredictor,
+    use_fast_convs,
+)
 
 
 def bilinear(feature: np.ndarray, y: float, x: float) -> np.ndarray:
@@ -111,3 +121,157 @@ def test_large_kernels_are_two_ways_through_separable_convs() -> None:
     assert result[1:-1, 1:-1].unique().tolist() == [18.0]
     assert result[0, 0] == result[-1, -1] == 8.0
     assert result[0, 2] == result[2, 0] == 12.0
+
+
+def fast_conv(seed: int = 0) -> tuple[nn.Sequential, Tensor]:
+    """A network of one fast conv, and a map that is large enough for it."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(48, 50, 3, padding=1))
+    use_fast_convs(network)
+    assert type(network[0]) is FastConv
+    return network, torch.randn(1, 48, 16, 15)
+
+
+def calls_of_winograd(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Grows by an element with each call."""
+    calls: list[Tensor] = []
+
+    def listened(feature: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        calls.append(feature)
+        return winograd(feature, weight, bias)
+
+    winograd = layers.winograd_conv2d
+    monkeypatch.setattr(layers, "winograd_conv2d", listened)
+    return calls
+
+
+def as_torch(network: nn.Sequential, feature: Tensor) -> Tensor:
+    conv = network[0]
+    bias = None if conv.bias is None else conv.bias.double()
+    return nn.functional.conv2d(feature.double(), conv.weight.double(), bias, padding=1)
+
+
+@torch.no_grad()
+def assert_up_to_date(network: nn.Sequential, feature: Tensor) -> None:
+    torch.testing.assert_close(
+        network(feature).double(), as_torch(network, feature), atol=1e-5, rtol=0
+    )
+
+
+def test_only_convs_that_gain_become_fast() -> None:
+    network = nn.ModuleDict(
+        {
+            "dense": nn.Conv2d(48, 48, 3, padding=1, bias=False),
+            "few": nn.Conv2d(256, 47, 3, padding=1),
+            "strided": nn.Conv2d(64, 64, 3, padding=1, stride=2),
+            "unpadded": nn.Conv2d(64, 64, 3),
+            "dilated": nn.Conv2d(64, 64, 3, padding=2, dilation=2),
+            "grouped": nn.Conv2d(64, 64, 3, padding=1, groups=2),
+            "pointwise": nn.Conv2d(64, 64, 1),
+            "reflecting": nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"),
+        }
+    )
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    random = torch.get_rng_state()
+    use_fast_convs(network)
+    assert [name for name, conv in network.items() if isinstance(conv, FastConv)] == ["dense"]
+    assert torch.equal(torch.get_rng_state(), random)
+    with torch.no_grad():
+        network["dense"](torch.randn(1, 48, 16, 16))
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_fast_without_gradients(
+    context: Callable[[], torch.no_grad], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, feature = fast_conv()
+    calls = calls_of_winograd(monkeypatch)
+    with context():
+        found = network(feature)
+        assert len(calls) == 1
+        network(feature[..., :4, :15])  # 1 x 4 tiles
+        with torch.autocast("cpu", torch.bfloat16):
+            assert network(feature).dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), as_torch(network, feature), atol=1e-5, rtol=0)
+    with context():
+        assert copy.deepcopy(network).double()(feature.double()).dtype == torch.float64
+    assert len(calls) == 1
+
+
+def test_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, feature = fast_conv()
+    calls = calls_of_winograd(monkeypatch)
+    plain = nn.Conv2d(48, 50, 3, padding=1)
+    plain.load_state_dict(network[0].state_dict())
+    found = network(feature)
+    assert torch.equal(found, plain(feature))
+    found.square().sum().backward()
+    plain(feature).square().sum().backward()
+    assert torch.equal(network[0].weight.grad, plain.weight.grad)
+    assert calls == []
+
+
+def through_data(conv: nn.Conv2d) -> None:
+    conv.weight.data.copy_(-conv.weight.data)  # as Lightning swaps averages; no counter sees it
+
+
+def through_numpy(conv: nn.Conv2d) -> None:
+    conv.weight.detach().numpy()[0] = 0.02
+
+
+def a_step(conv: nn.Conv2d) -> None:
+    with torch.enable_grad():
+        conv(torch.ones(1, 48, 4, 4)).sum().backward()
+    torch.optim.SGD(conv.parameters(), lr=1e-3).step()
+
+
+def another_tensor(conv: nn.Conv2d) -> None:
+    conv.weight = nn.Parameter(torch.randn_like(conv.weight) / 20)
+
+
+def loaded(conv: nn.Conv2d) -> None:
+    conv.load_state_dict({name: tensor / 3 for name, tensor in conv.state_dict().items()})
+
+
+def moved(conv: nn.Conv2d) -> None:
+    conv.to(torch.float64)
+    conv.weight.data *= 0.5
+    conv.to(torch.float32, memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "change", [through_data, through_numpy, a_step, another_tensor, loaded, moved]
+)
+def test_changed_weights_are_seen(change: Callable[[nn.Conv2d], None]) -> None:
+    network, feature = fast_conv()
+    assert_up_to_date(network, feature)
+    before = network[0].weight.detach().clone()
+    change(network[0])
+    assert not torch.equal(network[0].weight, before)
+    assert_up_to_date(network, feature)
+
+
+def test_copies_know_their_own_weights() -> None:
+    network, feature = fast_conv()
+    assert_up_to_date(network, feature)
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert other[0]._known is None
+        with torch.no_grad():
+            other[0].weight *= 2
+        assert_up_to_date(other, feature)
+    assert_up_to_date(network, feature)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_recorded_networks_hold_torchs_conv(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, feature = fast_conv()
+    calls = calls_of_winograd(monkeypatch)
+    with torch.no_grad():
+        traced = torch.jit.trace(network.eval(), feature, check_trace=False)
+        exported = torch.export.export(network, (feature,))
+    assert "aten::_convolution" in str(traced.inlined_graph)
+    assert "aten.conv2d" in str(exported)
+    assert calls == []

@@ -1,0 +1,92 @@
+"""Plain 3x3 convs on the CPU: Winograd's against torch's own, and whole networks with each.
+
+    python benchmarks/convs.py [--rounds 9] [--networks]
+
+Drawn maps and weights, float32, two threads, channels-last. The two sides take turns; medians of
+the ratios and their range are printed, and the largest error of either against float64, of the
+largest value. `--networks` takes the shipped models at 512 x 704 and published recipes, with
+random weights, at 800 x 1088.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from measure import compare, versions
+from torch import Tensor
+
+from meinst.codecs import PCACodec
+from meinst.detector import layers
+from meinst.engine.checkpoint import build_model, load_model
+from meinst.engine.config import load_recipe
+from meinst.ops.winograd import transform_weight, winograd_conv2d
+
+CHANNELS = (32, 64, 96, 128, 256)
+SIZES = ((7, 9), (13, 17), (25, 34), (50, 68), (100, 136), (128, 176))
+NETWORKS = ("nuclei", "photos", "MEInst_R_50_1x", "MEInst_R_50_1x_none")
+
+
+def conv_row(channels: int, size: tuple[int, int], rounds: int) -> str:
+    """One conv, as many channels out as in."""
+    generator = torch.Generator().manual_seed(0)
+    feature = torch.randn(1, channels, *size, generator=generator).relu()
+    weight = torch.randn(channels, channels, 3, 3, generator=generator) / (9 * channels) ** 0.5
+    bias = torch.randn(channels, generator=generator)
+    feature, weight = (t.contiguous(memory_format=torch.channels_last) for t in (feature, weight))
+    transformed = transform_weight(weight)
+    sides: tuple[Callable[[], Tensor], Callable[[], Tensor]] = (
+        lambda: winograd_conv2d(feature, transformed, bias),
+        lambda: F.conv2d(feature, weight, bias, padding=1),
+    )
+    wanted = F.conv2d(feature.double(), weight.double(), bias.double(), padding=1)
+    errors = [float((side() - wanted).abs().max() / wanted.abs().max()) for side in sides]
+    ratio = compare(*sides, rounds)
+    place = f"{channels:4} {size[0]:4} x {size[1]:<4}"
+    return f"{place} {ratio}; errors {errors[0]:.1e} {errors[1]:.1e}"
+
+
+def network_row(name: str, rounds: int) -> str:
+    """A whole network, from prepared pixels to its outputs."""
+    if name.startswith("MEInst"):
+        codec = PCACodec(60, 28).fit(torch.rand(200, 28, 28) > 0.5)
+        names = tuple(f"class {n}" for n in range(80))
+        model, size = build_model(names, load_recipe(name), codec).eval(), (800, 1088)
+    else:
+        model, size = load_model(name), (512, 704)
+    pixels = torch.randn(1, 3, *size).contiguous(memory_format=torch.channels_last)
+
+    def plain() -> None:
+        with patch.object(layers, "_FAST_TILES", math.inf):
+            model.network(pixels)
+
+    return f"{name} {size[0]} x {size[1]} {compare(lambda: model.network(pixels), plain, rounds)}"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--networks", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    print(versions("meinst", "torch", "numpy", "numba"))
+    with torch.inference_mode():
+        if options.networks:
+            for name in NETWORKS:
+                print(network_row(name, options.rounds), flush=True)
+            return
+        for channels in CHANNELS:
+            for size in SIZES:
+                print(conv_row(channels, size, options.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

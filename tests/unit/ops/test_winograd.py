@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from meinst.ops import winograd
+from meinst.ops.winograd import transform_weight, winograd_conv2d
+
+
+def draw(
+    seed: int, batch: int, channels: int, outputs: int, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Feature, weight and bias; results are of about 1."""
+    generator = torch.Generator().manual_seed(seed)
+    feature = torch.randn(batch, channels, height, width, generator=generator)
+    weight = torch.randn(outputs, channels, 3, 3, generator=generator)
+    return (
+        feature.contiguous(memory_format=torch.channels_last),
+        weight / (9 * max(channels, 1)) ** 0.5,
+        torch.randn(outputs, generator=generator),
+    )
+
+
+def in_double(feature: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.double()
+    return conv2d(feature.double(), weight.double(), bias, padding=1)
+
+
+@pytest.mark.parametrize("empty", [(0, 3, 2, 5, 6), (2, 3, 0, 5, 6)])
+def test_nothing_in_nothing_out(empty: tuple[int, ...]) -> None:
+    feature, weight, bias = draw(0, *empty)
+    found = winograd_conv2d(feature, transform_weight(weight), bias)
+    assert found.shape == (empty[0], empty[2], 5, 6)
+
+
+def test_no_channels_leave_the_bias() -> None:
+    feature, weight, bias = draw(0, 2, 0, 3, 5, 6)
+    found = winograd_conv2d(feature, transform_weight(weight), bias)
+    assert torch.equal(found, bias.view(1, 3, 1, 1).expand(2, 3, 5, 6))
+
+
+def test_one_row_by_hand() -> None:
+    # Output x is 1 * d[x - 1] + 2 * d[x] + 3 * d[x + 1], and the bias 10: 2 * 1 + 3 * 4 + 10 = 24.
+    feature = torch.tensor([1.0, 4, 0, -2, 8]).view(1, 1, 1, 5)
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[0, 0, 1] = torch.tensor([1.0, 2, 3])
+    found = winograd_conv2d(feature, transform_weight(weight), torch.tensor([10.0]))
+    wanted = torch.tensor([24.0, 1 + 8 + 10, 4 - 6 + 10, -4 + 24 + 10, -2 + 16 + 10])
+    torch.testing.assert_close(found.flatten(), wanted, rtol=0, atol=1e-5)
+
+
+def test_matrices_multiply_polynomials() -> None:
+    # In one dimension: out[n] = d[n] * g[0] + d[n + 1] * g[1] + d[n + 2] * g[2], n = 0 .. 3.
+    rng = np.random.default_rng(0)
+    pixels, weights, outputs = winograd._matrices()
+    d, g = rng.normal(size=6), rng.normal(size=3)
+    found = outputs @ ((pixels @ d) * (weights @ g))
+    np.testing.assert_allclose(found, np.correlate(d, g), atol=1e-12)
+
+
+@pytest.mark.parametrize("bias_given", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 1, 1),
+        (2, 5, 7, 1, 1),
+        (1, 16, 16, 4, 4),
+        (3, 20, 33, 5, 9),
+        (2, 37, 12, 13, 17),
+        (1, 64, 48, 2, 70),
+        (1, 24, 24, 70, 3),
+        (2, 96, 96, 33, 46),
+    ],
+)
+def test_equals_torchs_in_double(shape: tuple[int, ...], bias_given: bool) -> None:
+    feature, weight, bias = draw(1, *shape)
+    given = bias if bias_given else None
+    found = winograd_conv2d(feature, transform_weight(weight), given)
+    wanted = in_double(feature, weight, given)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - wanted).abs().max() <= 1e-5
+
+
+def test_errors_stay_small_on_a_head_s_sizes() -> None:
+    feature, weight, bias = draw(2, 1, 256, 256, 25, 34)
+    found = winograd_conv2d(feature.relu(), transform_weight(weight), bias)
+    wanted = in_double(feature.relu(), weight, bias)
+    assert (found - wanted).abs().max() <= 3e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("tiles", [1, 3, 7, 1000])
+def test_chunks_do_not_show(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    feature, weight, bias = draw(3, 3, 12, 10, 11, 14)  # 3 * 3 * 4 tiles
+    wanted = in_double(feature, weight, bias)
+    monkeypatch.setattr(winograd, "CHUNK", tiles)
+    found = winograd_conv2d(feature, transform_weight(weight), bias)
+    assert (found - wanted).abs().max() <= 1e-5
+
+
+def test_same_input_same_bits() -> None:
+    feature, weight, bias = draw(4, 2, 64, 64, 50, 68)
+    transformed = transform_weight(weight)
+    first = winograd_conv2d(feature, transformed, bias)
+    for _ in range(3):
+        assert torch.equal(winograd_conv2d(feature, transformed, bias), first)
+    assert torch.equal(transform_weight(weight), transformed)
+
+
+def test_any_memory_layout_and_nothing_is_changed() -> None:
+    feature, weight, bias = draw(5, 2, 9, 6, 10, 7)
+    transformed = transform_weight(weight)
+    before = [tensor.clone() for tensor in (feature, weight, transformed, bias)]
+    wanted = winograd_conv2d(feature, transformed, bias)
+    layouts = [feature.contiguous(), feature.repeat(1, 2, 1, 1)[:, :9], feature.mT.contiguous().mT]
+    for layout in layouts:
+        assert torch.equal(winograd_conv2d(layout, transformed, bias), wanted)
+    every_other = torch.stack((bias, bias), dim=1)[:, 0]
+    assert torch.equal(winograd_conv2d(feature, transformed, every_other), wanted)
+    for tensor, then in zip((feature, weight, transformed, bias), before, strict=True):
+        assert torch.equal(tensor, then)
+
+
+def test_weights_of_any_layout() -> None:
+    _, weight, _ = draw(6, 1, 9, 6, 1, 1)
+    last = weight.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(transform_weight(last), transform_weight(weight))
+    assert transform_weight(weight).shape == (36, 9, 6)
