@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +14,11 @@ from meinst.codecs.clipped_logit import Logits
 from meinst.detector.assign import BACKGROUND, assign_points
 from meinst.detector.sight import MaskRefiner
 from meinst.ops.boxes import (
+    box_iou_of_pairs,
     boxes_to_distances,
     centerness,
     distances_to_boxes,
     giou_of_distances,
-    iou_of_distances,
 )
 from meinst.ops.frames import masks_in_frames
 from meinst.types import HeadOutputs, Target
@@ -41,10 +40,8 @@ class LossOptions:
         pixel_weight: weight of the binary cross-entropy on decoded masks.
         dice_weight: weight of the Dice loss on decoded masks.
         sight_weight: weight of cross-entropy and Dice on the masks that sight corrected.
-        sight_samples: most points of a batch whose masks sight corrects in training, those
-            nearest to their instance's centre.
-        quality: what the centre-ness output learns: the point's centre-ness, or the IoU of
-            its box.
+        sight_samples: most points whose masks sight corrects in a training step of a process,
+            those nearest to their instance's centre.
         target_logits: what stands for a pixel where target masks are encoded: its expected
             logit, one drawn at random (the published system's), or the constant of clip 0.01.
     """
@@ -59,8 +56,24 @@ class LossOptions:
     dice_weight: float = 0.0
     sight_weight: float = 2.0
     sight_samples: int = 256
-    quality: Literal["centerness", "iou"] = "centerness"
     target_logits: Logits = "expected"
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Points that have an instance to predict.
+
+    Attributes:
+        image: ``(M,)`` which image each is in.
+        points: ``(M, 2)`` x, y in the input's pixels.
+        strides: ``(M,)`` of their levels.
+        boxes: ``(M, 4)`` of their instances, ``x1 y1 x2 y2`` in the same pixels.
+    """
+
+    image: Tensor
+    points: Tensor
+    strides: Tensor
+    boxes: Tensor
 
 
 def level_ranges(strides: Tensor, level_sizes: Sequence[int], limits: Sequence[float]) -> Tensor:
@@ -107,7 +120,7 @@ def compute_losses(
         codec: encodes the targets' masks and decodes predicted codes.
         limits: largest distances of all levels but the last.
         options: weights and rules.
-        mean_over_processes: averages the two normalisers, a ``(2,)`` tensor, over the
+        mean_over_processes: averages the three normalisers, a ``(3,)`` tensor, over the
             processes of a distributed run, so that ``n`` processes give the losses of one
             with the whole batch.
         generator: draws the targets' logits where they are random, on the masks' device.
@@ -133,18 +146,17 @@ def compute_losses(
     distances = boxes_to_distances(points[point], boxes) / strides[point, None]  # (N, 4)
     weight = centerness(distances)  # (N,)
 
-    normalisers = mean_over_processes(torch.stack((positive.sum().float(), weight.sum().float())))
-    n_pos, c_sum = normalisers[0].clamp(min=1.0), normalisers[1].clamp(min=1e-6)
+    seen = min(options.sight_samples, len(weight))
+    sums = torch.stack((positive.sum().float(), weight.sum(), weight.new_tensor(seen)))
+    n_pos, c_sum, n_seen = mean_over_processes(sums).clamp(min=sums.new_tensor((1, 1e-6, 1)))
 
     predicted = outputs.boxes[positive]  # (N, 4)
-    overlap = iou_of_distances(predicted, distances).detach()  # (N,)
-    quality = weight if options.quality == "centerness" else overlap
     class_targets = torch.zeros_like(outputs.logits)
     class_targets[image, point, labels] = 1.0
     losses = {
         "class": _focal_loss(outputs.logits, class_targets, options) / n_pos,
         "centerness": F.binary_cross_entropy_with_logits(
-            outputs.centerness[positive], quality, reduction="sum"
+            outputs.centerness[positive], weight, reduction="sum"
         )
         / n_pos,
     }
@@ -174,21 +186,47 @@ def compute_losses(
             dice = dice_loss(decoded, wanted)
             losses["dice"] = options.dice_weight * (dice * weight).sum() / c_sum
     if refiner is not None:
-        best = weight.topk(min(options.sight_samples, len(weight))).indices  # (M,)
-        # A box that is far off, as all are at first, would show another object.
-        near = (overlap[best] >= NEAR)[:, None]
-        seen = torch.where(near, predicted.detach()[best], distances[best])
-        where = point[best]
-        frames = distances_to_boxes(points[where], seen * strides[where, None])  # (M, 4)
+        best = weight.topk(seen).indices  # (M,)
+        place = Positives(image[best], points[point[best]], strides[point[best]], boxes[best])
         logits = decoded[best].view(-1, codec.mask_size, codec.mask_size)
-        assert outputs.sight is not None
-        added = refiner(outputs.sight, strides[0].item() / 2, image[best], frames, logits)
-        wanted = masks_in_frames(masks[instance[best]], boxes[best], frames).flatten(1)
-        refined = (logits + added).flatten(1)  # (M, D)
-        entropy = F.binary_cross_entropy_with_logits(refined, wanted, reduction="none").mean(-1)
-        each = entropy + dice_loss(refined, wanted)
-        losses["sight"] = options.sight_weight * each.sum() / max(len(best), 1)
+        wrong = sight_loss(refiner, outputs, place, predicted[best], logits, masks[instance[best]])
+        losses["sight"] = options.sight_weight * wrong.sum() / n_seen
     return losses
+
+
+def sight_loss(
+    refiner: MaskRefiner,
+    outputs: HeadOutputs,
+    where: Positives,
+    distances: Tensor,
+    logits: Tensor,
+    masks: Tensor,
+) -> Tensor:
+    """Cross-entropy and Dice of corrected masks, in the boxes in which they will be corrected.
+
+    These are the predicted ones; but one that is far off, as all are at first, would show another
+    object, so its mask is learnt in the annotated box.
+
+    Args:
+        refiner: corrects masks.
+        outputs: with sight.
+        where: the points, ``M`` of them, and their instances' boxes.
+        distances: ``(M, 4)`` predicted, in strides.
+        logits: ``(M, S, S)`` decoded codes.
+        masks: ``(M, S, S)`` of 0 and 1, each stretched over its instance's box.
+
+    Returns:
+        ``(M,)``.
+    """
+    assert outputs.sight is not None
+    found = distances_to_boxes(where.points, distances.detach() * where.strides[:, None])
+    near = box_iou_of_pairs(found, where.boxes) >= NEAR
+    frames = torch.where(near[:, None], found, where.boxes)
+    stride = outputs.strides[0].item() / 2
+    refined = (logits + refiner(outputs.sight, stride, where.image, frames, logits)).flatten(1)
+    wanted = masks_in_frames(masks, where.boxes, frames).flatten(1)
+    entropy = F.binary_cross_entropy_with_logits(refined, wanted, reduction="none").mean(-1)
+    return entropy + dice_loss(refined, wanted)
 
 
 def _focal_loss(logits: Tensor, targets: Tensor, options: LossOptions) -> Tensor:

@@ -54,20 +54,12 @@ def centerness(distances: Tensor) -> Tensor:
     return (horizontal * vertical).sqrt()
 
 
-def iou_of_distances(predicted: Tensor, target: Tensor) -> Tensor:
-    """IoU of two boxes seen from the same point.
-
-    Args:
-        predicted: ``(..., 4)`` distances, at least 0.
-        target: ``(..., 4)`` distances, positive.
-
-    Returns:
-        ``(...)`` in 0..1.
-    """
-    inner = torch.minimum(predicted, target)
-    intersection = (inner[..., :2] + inner[..., 2:]).prod(-1)
-    areas = [(box[..., :2] + box[..., 2:]).prod(-1) for box in (predicted, target)]
-    return intersection / (areas[0] + areas[1] - intersection)
+def box_iou_of_pairs(one: Tensor, other: Tensor) -> Tensor:
+    """IoU ``(...)`` of boxes ``(..., 4)`` given by corners, pair by pair; one has an area."""
+    low = torch.maximum(one[..., :2], other[..., :2])
+    high = torch.minimum(one[..., 2:], other[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    return shared / (box_areas(one) + box_areas(other) - shared)
 
 
 def giou_of_distances(predicted: Tensor, target: Tensor, smooth: float = 0.0) -> Tensor:

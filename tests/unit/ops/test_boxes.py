@@ -5,6 +5,7 @@ import torch
 
 from meinst.ops.boxes import (
     box_areas,
+    box_iou_of_pairs,
     boxes_to_distances,
     centerness,
     distances_to_boxes,
@@ -26,6 +27,15 @@ def test_distances_and_boxes_are_inverse() -> None:
     assert boxes.tolist() == [[9, 18, 13, 24], [0, 1, 5, 2]]
     assert torch.equal(boxes_to_distances(points, boxes), distances)
     assert box_areas(boxes).tolist() == [24, 5]
+
+
+def test_iou_of_pairs() -> None:
+    one = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).repeat(4, 1)
+    # The same box; a quarter; two columns of its own and two shared; apart on both axes.
+    other = torch.tensor([[0.0, 0, 4, 4], [2, 2, 4, 4], [2, 0, 6, 4], [5, 5, 9, 9]])
+    assert box_iou_of_pairs(one, other).tolist() == pytest.approx([1, 4 / 16, 8 / 24, 0])
+    nothing = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
+    assert box_iou_of_pairs(nothing, one[:1]).tolist() == [0]
 
 
 def test_centerness_is_the_root_of_two_quotients() -> None:
