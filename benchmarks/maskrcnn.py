@@ -1,0 +1,349 @@
+"""The peer in accuracy: torchvision's Mask R-CNN on the same backbone, trained by the clock.
+
+    python benchmarks/maskrcnn.py nuclei ../../shared/data/nuclei --minutes 25 --output /tmp/peer
+
+EfficientNet-Lite0 with ImageNet weights, a pyramid of 128 channels at strides 4 to 32, two-layer
+box head, four-conv mask head; `nuclei` and `photos` name sizes, anchors and limits. Measured by
+this project's own ruler: masks pasted from 28 x 28 values by `meinst.ops.paste`, AP by
+`meinst.engine.evaluate`. The output folder gets the moving average of the weights
+(`ema.safetensors`) and `metrics.json`. Needs `pip install '.[train]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import versions
+from numpy.typing import NDArray
+from rich.progress import track
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models.detection import MaskRCNN, anchor_utils, faster_rcnn, mask_rcnn, transform
+from torchvision.ops import MultiScaleRoIAlign, masks_to_boxes
+
+from meinst.data import transforms
+from meinst.data.batch import DrawSampler, collate
+from meinst.data.coco import CocoData, ImageRecord, read_coco
+from meinst.data.images import Pixels, load_image
+from meinst.data.shapes import Bitmap, Instances
+from meinst.data.transforms import AugmentOptions, Geometry, InputOptions
+from meinst.detector.backbone import LITE0, Backbone, load_imagenet_weights
+from meinst.detector.fpn import FPN
+from meinst.engine.config import OptimizerOptions
+from meinst.engine.evaluate import coco_metrics, ground_truth
+from meinst.engine.schedule import make_optimizer
+from meinst.files import write_atomically
+from meinst.ops.paste import soft_masks_to_rle
+from meinst.ops.rasterize import rasterize_polygons
+
+CHANNELS, NORM_GROUPS, LEVELS = 128, 32, ["0", "1", "2", "3"]
+BATCH, WARMUP, FINAL_FACTOR, EMA_DECAY = 2, 80, 0.01, 0.995
+OPTIMIZER = OptimizerOptions(lr=4e-4, backbone_lr_factor=0.5, weight_decay=0.02, clip_norm=5.0)
+ENDLESS, NOWHERE = 10**9, np.zeros((0, 4))
+
+Truth = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What differs between the data sets; sides are in pixels of the network's input."""
+
+    anchors: tuple[int, int, int, int]  # side on each level
+    rois: int  # sampled in a training image
+    proposals: int
+    limits: Sequence[int]  # detections of an image at which AP is measured, greatest first
+    test_size: InputOptions
+    longer_sides: tuple[int, int] | None  # drawn between these in training; see below
+    augment: AugmentOptions
+
+    def draw_size(self, height: int, width: int, generator: torch.Generator) -> InputOptions:
+        """To what size a training image is brought, before a window is cut out."""
+        draw = float(torch.rand((), generator=generator, dtype=torch.float64))
+        if self.longer_sides is not None:
+            shortest, longest = self.longer_sides
+            side = shortest + int(draw * (longest - shortest + 1))
+            return InputOptions(side, side)
+        side = max(min(height, width), self.test_size.shorter_side)  # enlarged, never shrunk
+        return InputOptions(round(side * 0.7 * (1.3 / 0.7) ** draw), ENDLESS)
+
+
+SIDES, FLIP = (320, 480), AugmentOptions(horizontal_flip=0.5)
+CROP = AugmentOptions(crop_size=384, horizontal_flip=0.5, vertical_flip=0.5, transpose=0.5)
+SETTINGS = {
+    "nuclei": Setting((10, 24, 60, 150), 192, 600, [300, 100], InputOptions(512, 1333), None, CROP),
+    "photos": Setting((32, 90, 220, 512), 128, 300, [100], InputOptions(480, 480), SIDES, FLIP),
+}
+
+
+class Pyramid(nn.Module):
+    """Backbone and pyramid, as torchvision's detectors take them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Backbone(LITE0, (1, 2, 3, 4))
+        load_imagenet_weights(self.backbone, LITE0)
+        self.fpn = FPN(self.backbone.channels, CHANNELS, len(LEVELS), NORM_GROUPS)
+        self.out_channels = CHANNELS
+
+    def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
+        """Pyramid levels of normalised images ``(B, 3, H, W)``, finest first, float32."""
+        levels = self.fpn(self.backbone(pixels.contiguous(memory_format=torch.channels_last)))
+        # Anchors get the type of the maps; bfloat16 does not tell pixels above 256 apart.
+        return OrderedDict(zip(LEVELS, (level.float() for level in levels), strict=True))
+
+
+def build(setting: Setting, classes: int) -> MaskRCNN:
+    """The model: ImageNet weights in the backbone, random ones elsewhere (global generator)."""
+    sides = tuple((side,) for side in setting.anchors)
+    model = MaskRCNN(
+        Pyramid(),
+        rpn_anchor_generator=anchor_utils.AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(sides)),
+        rpn_pre_nms_top_n_train=1000,  # of each level, as in testing
+        rpn_post_nms_top_n_train=setting.proposals,
+        rpn_post_nms_top_n_test=setting.proposals,
+        box_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2),
+        box_head=faster_rcnn.TwoMLPHead(CHANNELS * 7 * 7, 512),
+        box_predictor=faster_rcnn.FastRCNNPredictor(512, classes + 1),
+        box_score_thresh=0.03,
+        box_detections_per_img=setting.limits[0],
+        box_batch_size_per_image=setting.rois,
+        mask_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2),
+        mask_head=mask_rcnn.MaskRCNNHeads(CHANNELS, (CHANNELS,) * 4, 1),
+        mask_predictor=mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, classes + 1),
+    )
+    # Normalises and pads; images come in the size wanted, masks (N, 1, 28, 28) stay what they are.
+    model.transform = transform.GeneralizedRCNNTransform(0, 0, [127 / 255] * 3, [128 / 255] * 3)
+    model.transform.resize = lambda image, target: (image, target)
+    model.transform.postprocess = lambda result, _shapes, _original_sizes: result
+    # Under autocast too, boxes, losses and scores are made in float32.
+    for module in (model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor):
+        module.register_forward_hook(lambda _module, _inputs, outputs: _in_float32(outputs))
+    return model.to(memory_format=torch.channels_last)
+
+
+def _in_float32(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(_in_float32(output) for output in outputs)
+
+
+class Draws(Dataset[tuple[Tensor, Truth]]):
+    """Augmented training images with full-size masks; draw ``k`` depends on ``k`` and the seed."""
+
+    def __init__(self, data: CocoData, setting: Setting, seed: int) -> None:
+        self._data, self._setting, self._seed = data, setting, seed
+
+    def __getitem__(self, draw: int) -> tuple[Tensor, Truth]:
+        """Image ``(3, H, W)`` uint8 RGB and its instances."""
+        epoch, place = divmod(draw, len(self._data))
+        order = torch.randperm(len(self._data), generator=_generator(self._seed, 0, epoch))
+        record, instances = (x[order[place]] for x in (self._data.images, self._data.instances))
+        generator, sides = _generator(self._seed, 1, draw), (record.height, record.width)
+        size, augment = self._setting.draw_size(*sides, generator), self._setting.augment
+        # The window looks for no instance.
+        geometry = transforms.sample_geometry(*sides, NOWHERE, size, augment, generator)
+        pixels = geometry.image(_load(record)).transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(pixels)), truth_of(instances, geometry)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seed[0]))
+
+
+def _load(record: ImageRecord) -> Pixels:
+    assert record.path is not None
+    return load_image(record.path, (record.width, record.height))
+
+
+def truth_of(instances: Instances, geometry: Geometry) -> Truth:
+    """Boxes, labels from 1 and masks ``(G, H, W)`` uint8 of the instances that a window shows.
+
+    Crowds and masks without a pixel are left out; what the window cuts gets its mask's box.
+    """
+    x1, y1, x2, y2 = geometry.window
+    low, high = instances.boxes[:, :2], instances.boxes[:, 2:]
+    seen = ((low < (x2, y2)) & (high > (x1, y1))).all(1) & ~instances.crowd
+    instances = instances.select(np.flatnonzero(seen))
+    every = mapped_masks(instances, geometry)
+    filled = np.flatnonzero(every.any((1, 2)))
+    instances, masks = instances.select(filled), torch.from_numpy(every[filled])
+    low, high = instances.boxes[:, :2], instances.boxes[:, 2:]
+    whole = torch.from_numpy(((low >= (x1, y1)) & (high <= (x2, y2))).all(1, keepdims=True))
+    seen_boxes = masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # ends excluded
+    boxes = torch.where(whole, torch.from_numpy(geometry.boxes(instances.boxes)), seen_boxes)
+    labels = torch.from_numpy(instances.labels) + 1
+    return {"boxes": boxes.float(), "labels": labels, "masks": masks}
+
+
+def mapped_masks(instances: Instances, geometry: Geometry) -> NDArray[np.uint8]:
+    """Masks on the network's input, ``(G, H, W)`` of 0 and 1.
+
+    Bitmaps are resampled as the image is and cut at one half; polygons are mapped, then rasterised.
+    """
+    height, width = geometry.size[::-1] if geometry.transpose else geometry.size
+    side = max(height, width)
+    masks = np.zeros((len(instances), height, width), dtype=np.uint8)
+    for mask, shape in zip(masks, instances.shapes, strict=True):
+        if isinstance(shape, Bitmap):
+            x1, y1, x2, y2 = shape.box
+            whole = np.zeros(shape.image_size, dtype=np.uint8)
+            whole[y1:y2, x1:x2] = 255 * shape.array()
+            mask[:] = geometry.image(whole) >= 128
+        else:
+            outline = [geometry.points(part.reshape(-1, 2)).reshape(-1) for part in shape]
+            square = np.array([[0.0, 0.0, side, side]])
+            mask[:] = rasterize_polygons([outline], square, side)[0, :height, :width]
+    return masks
+
+
+def lr_factor(update: int, progress: float) -> float:
+    """Linear warm-up over updates, cosine over the budget: ``progress`` is 0 to 1."""
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return min(1.0, (update + 1) / WARMUP) * (FINAL_FACTOR + (1 - FINAL_FACTOR) * cosine)
+
+
+def train(
+    model: MaskRCNN,
+    batches: Iterator[tuple[list[Tensor], list[Truth]]],
+    options: argparse.Namespace,
+) -> tuple[nn.Module, int, float]:
+    """Train to the budget's end: the moving average in evaluation mode, images seen, seconds."""
+    rest = (model.backbone.fpn, model.rpn, model.roi_heads)
+    optimizer = make_optimizer(model.backbone.backbone, rest, OPTIMIZER)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    average = copy.deepcopy(model).eval()
+    averages, weights = list(average.parameters()), list(model.parameters())
+    model.train()
+    sums: Counter[str] = Counter()  # since the last line
+    images = update = 0
+    start = last = time.perf_counter()
+    while True:
+        elapsed = time.perf_counter() - start
+        progress = images / options.images if options.images else elapsed / 60 / options.minutes
+        if progress >= 1:
+            return average, images, elapsed
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * lr_factor(update, progress)
+        pixels, truths = next(batches)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+            losses = model([image.float() / 255 for image in pixels], truths)
+        losses["total"] = torch.stack(list(losses.values())).sum()
+        if not losses["total"].isfinite():
+            raise FloatingPointError(f"the losses became {losses} at update {update}.")
+        optimizer.zero_grad()
+        losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(weights, OPTIMIZER.clip_norm)
+        optimizer.step()
+        update, images = update + 1, images + len(pixels)
+        with torch.no_grad():  # the first updates hold on to less, as in this project's training
+            kept = min(EMA_DECAY, (1 + update) / (10 + update))
+            torch._foreach_lerp_(averages, weights, 1 - kept)
+        values = {name: loss.item() for name, loss in losses.items()}
+        sums.update({"images": len(pixels), "updates": 1, **values})
+        if update % 50 == 0 or update == 1:
+            pace = (time.perf_counter() - last) / sums["images"]
+            means = ", ".join(f"{name} {sums[name] / sums['updates']:.3f}" for name in losses)
+            print(f"update {update}, {images} images: {means}; {pace:.3f} s/image", flush=True)
+            sums, last = Counter(), time.perf_counter()
+
+
+@torch.inference_mode()
+def find(model: nn.Module, image: Pixels, size: InputOptions) -> list[tuple[Any, ...]]:
+    """Score, label from 1, box and run lengths of each detection, in pixels of the image."""
+    resized = transforms.resize_image(image, size)
+    found = model([torch.from_numpy(resized).permute(2, 0, 1).float() / 255])[0]
+    height, width = image.shape[:2]
+    factors = (width / resized.shape[1], height / resized.shape[0])
+    boxes = found["boxes"] * torch.tensor(factors).repeat(2)
+    masks = soft_masks_to_rle(found["masks"][:, 0], boxes, (height, width))
+    boxes[:, 2:] -= boxes[:, :2]  # x, y, width, height
+    scores, labels = found["scores"].tolist(), found["labels"].tolist()
+    return list(zip(scores, labels, boxes.tolist(), masks, strict=True))
+
+
+def measure(
+    model: nn.Module, data: CocoData, setting: Setting, most: int | None
+) -> tuple[dict[str, Any], float]:
+    """Metrics by limit on the first ``most`` images, and seconds for an image once it is read."""
+    records, truth = data.images[:most], ground_truth(data)
+    ids = {record.id for record in records}
+    for entries, key in (("images", "id"), ("annotations", "image_id")):
+        truth[entries] = [entry for entry in truth[entries] if entry[key] in ids]
+    find(model, _load(records[0]), setting.test_size)  # compiles the kernels
+    results: list[dict[str, Any]] = []
+    seconds = 0.0
+    for record in track(records, "evaluating"):
+        image = _load(record)
+        start = time.perf_counter()
+        found = find(model, image, setting.test_size)
+        seconds += time.perf_counter() - start
+        for score, label, box, mask in found:
+            result = {"image_id": record.id, "category_id": data.category_ids[label - 1]}
+            results.append({**result, "score": score, "bbox": box, "segmentation": mask})
+    metrics = {str(limit): coco_metrics(truth, results, limit) for limit in setting.limits}
+    return metrics, seconds / len(records)
+
+
+def main() -> None:
+    """Train, save, measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("setting", choices=SETTINGS)
+    parser.add_argument("data", type=Path, help="folder of train/, val/ and annotations/")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="of training, by the clock")
+    budget.add_argument("--images", type=int, help="to train on, each time counted")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bfloat16", action="store_true", help="mixed precision in training")
+    parser.add_argument("--limit-images", type=int, help="measure on the first few images only")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.manual_seed(options.seed)  # weights, and torchvision's choice of anchors and RoIs
+    print(versions("meinst", "torch", "torchvision", "timm"), f"{torch.get_num_threads()} threads")
+
+    setting, notes = SETTINGS[options.setting], options.data / "annotations"
+    training = read_coco(notes / "train.json", options.data / "train")
+    validation = read_coco(notes / "val.json", options.data / "val")
+    assert training.category_ids == validation.category_ids
+    model = build(setting, len(training.class_names))
+    draws, sampler = Draws(training, setting, options.seed), DrawSampler(ENDLESS)
+    loader = DataLoader(draws, BATCH, sampler=sampler, num_workers=1, collate_fn=collate)
+    average, images, seconds = train(model, iter(loader), options)
+    state = {name: tensor.contiguous() for name, tensor in average.state_dict().items()}
+    write_atomically(options.output / "ema.safetensors", save(state))
+    metrics, pace = measure(average, validation, setting, options.limit_images)
+    found = {
+        "images": images,
+        "minutes": seconds / 60,
+        "seconds_per_training_image": seconds / images,
+        "seconds_per_inference_image": pace,
+        "parameters": sum(weight.numel() for weight in average.parameters()),
+        "options": {name: str(value) for name, value in vars(options).items()},
+        "setting": asdict(setting),
+    }
+    print(found)
+    for limit, kinds in metrics.items():
+        for kind, summary in kinds.items():
+            shown = {name: summary[name] for name in summary if name != "per_class"}
+            print(f"at most {limit} detections, {kind}:", shown)
+    content = json.dumps({**found, "metrics": metrics}, indent=2)
+    write_atomically(options.output / "metrics.json", content.encode())
+
+
+if __name__ == "__main__":
+    main()
