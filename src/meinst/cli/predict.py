@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from meinst.cli.arguments import parse_arguments
 
 if TYPE_CHECKING:
-    from meinst.engine.memory import keep_freed_memory
     from meinst.engine.predict import ImageResult
 
 EXAMPLES = """
@@ -56,6 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.cli.device import find_device
     from meinst.data.images import find_images
+    from meinst.engine.memory import keep_freed_memory
     from meinst.engine.predict import RESULTS, check_folder, predict_files
     from meinst.engine.runtime import load
 
