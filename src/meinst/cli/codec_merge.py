@@ -21,8 +21,7 @@ class MergeArguments:
     """Add up sums that `meinst codec fit --moments` counted apart, and fit a codec on them.
 
     Gives the same file, bit for bit, as one fit on all annotations, in whatever order the sums
-    come. Sums of categories kept apart give a basis for each category
-    (pca).
+    come. Sums of categories kept apart give a basis for each category (pca).
 
     Attributes:
         sums: files of sums (.moments).

@@ -48,8 +48,8 @@ class EvaluateArguments:
         output: file for the numbers (JSON); by default they are only shown.
         max_detections: most detections of an image, and COCO's own limit (usually 100); by
             default the model's own.
-        batch_size: images that the network takes at once, where they have one size; more than
-            1 pays on a GPU.
+        batch_size: images that the network takes at once, where they have one size; meant
+            for GPUs.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
     """
 

@@ -35,8 +35,8 @@ class PredictArguments:
         output: folder of the results; made if it is not there.
         score_threshold: smallest score of a detection, 0 to 1; by default the model's own.
         max_detections: most detections of an image; by default the model's own.
-        batch_size: images that the network takes at once, where they have one size; more than
-            1 pays on a GPU.
+        batch_size: images that the network takes at once, where they have one size; meant
+            for GPUs.
         device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
     """
 

@@ -27,18 +27,19 @@ def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
         The copy; or the network itself if the copy would not say the same.
     """
     folded = copy.deepcopy(network)
-    for conv, norm in _pairs(folded, example):
+    said, pairs = _run_watched(folded, example)
+    for conv, norm in pairs:
         parts: list[Any] = [folded.get_submodule(name) for name in (conv, norm)]
         folded.set_submodule(conv, nn.utils.fuse_conv_bn_eval(*parts))
         folded.set_submodule(norm, _activation(parts[1]))
-    for before, after in zip(network(example), folded(example), strict=True):
+    for before, after in zip(said, folded(example), strict=True):
         if (before - after).abs().max() > _TOLERANCE * before.abs().max():
             return network
     return folded.requires_grad_(False)
 
 
-def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Names of convs and of the norms that take what they give, each used once."""
+def _run_watched(network: nn.Module, example: Tensor) -> tuple[list[Tensor], list[tuple[str, str]]]:
+    """Outputs; and names of convs and of the norms that take what they give, each used once."""
     made: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, or their ids would return
     pairs: list[tuple[str, str]] = []
     used: Counter[str] = Counter()
@@ -59,10 +60,10 @@ def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
     kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
     hooks = [watch(n, m) for n, m in network.named_modules() if isinstance(m, kinds)]
-    network(example)
+    said: list[Tensor] = network(example)
     for hook in hooks:
         hook.remove()
-    return [pair for pair in pairs if used[pair[0]] == used[pair[1]] == 1]
+    return said, [pair for pair in pairs if used[pair[0]] == used[pair[1]] == 1]
 
 
 def _activation(norm: nn.Module) -> nn.Module:

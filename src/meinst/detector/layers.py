@@ -102,7 +102,7 @@ _FAST: dict[str, Any] = {
 
 
 class FastConv(nn.Conv2d):
-    """A conv that takes half the time where no gradients are wanted, on the CPU, in float32.
+    """A conv that is up to twice as fast where no gradients are wanted, on the CPU, in float32.
 
     :func:`use_fast_convs` makes them. Everywhere else (training, other devices, mixed precision,
     exports) it is torch's.

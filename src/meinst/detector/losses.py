@@ -218,12 +218,10 @@ def sight_loss(
     Returns:
         ``(M,)``.
     """
-    assert outputs.sight is not None
     found = distances_to_boxes(where.points, distances.detach() * where.strides[:, None])
     near = box_iou_of_pairs(found, where.boxes) >= NEAR
     frames = torch.where(near[:, None], found, where.boxes)
-    stride = outputs.strides[0].item() / 2
-    refined = (logits + refiner(outputs.sight, stride, where.image, frames, logits)).flatten(1)
+    refined = (logits + refiner.correct(outputs, where.image, frames, logits)).flatten(1)
     wanted = masks_in_frames(masks, where.boxes, frames).flatten(1)
     entropy = F.binary_cross_entropy_with_logits(refined, wanted, reduction="none").mean(-1)
     return entropy + dice_loss(refined, wanted)

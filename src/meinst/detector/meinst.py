@@ -249,12 +249,7 @@ class Predictor(nn.Module, ABC):
 class MEInst(Predictor):
     """Single-shot instance segmentation by mask encoding (arXiv 2003.11712).
 
-    Args:
-        class_names: names of the ``C`` classes, in the order of the logits.
-        codec: turns masks to codes and back; part of the model, its arrays are buffers.
-        options: the network's shape.
-        image_size: to what size images are brought before the network sees them.
-        selection: what counts as a detection, unless a call says otherwise.
+    It is made of what :class:`Predictor` is made of; all but names and codec have defaults.
 
     Raises:
         ValueError: if sizes do not go together.

@@ -114,12 +114,10 @@ def _select_one(
     boxes, keep = boxes[solid], keep[solid]
     codes, corrections = outputs.codes[index, point[keep]], None
     if refiner is not None:
-        assert outputs.sight is not None
         logits = codec.inverse_logits(codes, labels[keep])
         image = torch.full_like(keep, index)
-        stride = outputs.strides[0].item() / 2
         # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.
-        corrections = refiner(outputs.sight, stride, image, boxes / ratio, logits).half()
+        corrections = refiner.correct(outputs, image, boxes / ratio, logits).half()
     return Detections(
         boxes=boxes,
         scores=scores[keep],

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from meinst.types import HeadOutputs
+
 
 class SightMap(nn.Module):
     """A map of a few channels from the backbone's finer level and the pyramid's finest.
@@ -82,4 +84,10 @@ class MaskRefiner(nn.Module):
         )  # (N, E, S, S)
         shape = 2 * logits.sigmoid() - 1
         result: Tensor = self.layers(torch.cat((seen, shape[:, None]), dim=1)).squeeze(1)
+        return result
+
+    def correct(self, outputs: HeadOutputs, image: Tensor, boxes: Tensor, logits: Tensor) -> Tensor:
+        """What to add to the logits, by a network's own sight; otherwise as :meth:`forward`."""
+        assert outputs.sight is not None
+        result: Tensor = self(outputs.sight, outputs.strides[0].item() / 2, image, boxes, logits)
         return result

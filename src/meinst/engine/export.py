@@ -250,9 +250,7 @@ def _soft_masks(
     if model.refiner is None:
         return model.codec.inverse_transform(codes, labels)
     logits = model.codec.inverse_logits(codes, labels)
-    assert outputs.sight is not None
-    stride = outputs.strides[0].item() / 2
-    added = model.refiner(outputs.sight, stride, torch.zeros_like(points), boxes, logits)
+    added = model.refiner.correct(outputs, torch.zeros_like(points), boxes, logits)
     soft: Tensor = (logits + added).sigmoid()
     return soft
 
