@@ -39,7 +39,7 @@ from meinst.detector import layers
 from meinst.detector.meinst import MEInst, Predictor
 from meinst.engine.checkpoint import build_model, load_model
 from meinst.engine.config import load_recipe
-from meinst.engine.memory import keep_freed_memory
+from meinst.engine.memory import keep_for_reuse
 
 DETECTIONS, CANDIDATES, CLASSES = 100, 2000, 80
 
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--no-int8", action="store_true", help="leave the quantised rows out")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    keep_freed_memory()
+    keep_for_reuse()
     print(versions("meinst", "torch", "torchvision", "openvino", "nncf", "pycocotools"))
     picture = photograph()
     if options.rows != "published":

@@ -43,6 +43,7 @@ from meinst.detector.backbone import LITE0, Backbone, load_imagenet_weights
 from meinst.detector.fpn import FPN
 from meinst.engine.config import OptimizerOptions
 from meinst.engine.evaluate import coco_metrics, ground_truth
+from meinst.engine.memory import keep_for_reuse
 from meinst.engine.schedule import make_optimizer
 from meinst.files import write_atomically
 from meinst.ops.paste import soft_masks_to_rle
@@ -312,6 +313,7 @@ def main() -> None:
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision in training")
     parser.add_argument("--limit-images", type=int, help="measure on the first few images only")
     options = parser.parse_args()
+    keep_for_reuse()  # as `meinst train` does
     torch.set_num_threads(2)
     torch.manual_seed(options.seed)  # weights, and torchvision's choice of anchors and RoIs
     print(versions("meinst", "torch", "torchvision", "timm"), f"{torch.get_num_threads()} threads")

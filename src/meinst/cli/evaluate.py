@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.cli.device import find_device
     from meinst.data.coco import read_coco
     from meinst.engine.evaluate import evaluate
-    from meinst.engine.memory import keep_freed_memory
+    from meinst.engine.memory import keep_for_reuse
     from meinst.engine.predict import check_folder
     from meinst.engine.runtime import load
     from meinst.files import write_atomically
@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     data = read_coco(options.annotations, options.images)
     for line in str(data.report).splitlines():
         print("warning:", line, file=sys.stderr)
-    keep_freed_memory()
+    keep_for_reuse()
     model = load(options.model).to(find_device(options.device))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("images", total=len(data.images))

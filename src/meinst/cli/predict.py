@@ -55,13 +55,13 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.cli.device import find_device
     from meinst.data.images import find_images
-    from meinst.engine.memory import keep_freed_memory
+    from meinst.engine.memory import keep_for_reuse
     from meinst.engine.predict import RESULTS, check_folder, predict_files
     from meinst.engine.runtime import load
 
     sources = find_images(options.sources)
     check_folder(options.output)
-    keep_freed_memory()
+    keep_for_reuse()
     model = load(options.model).to(find_device(options.device))
     outcomes = predict_files(
         model,

@@ -27,7 +27,7 @@ meinst train --resume --output runs/mine \\
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     from meinst.engine.config import TrainOptions
-    from meinst.engine.memory import keep_freed_memory
+    from meinst.engine.memory import keep_for_reuse
 
     options = parse_arguments(TrainOptions, arguments, "train", EXAMPLES, description=DESCRIPTION)
     try:
@@ -38,6 +38,6 @@ def run(arguments: Sequence[str]) -> int:
         ) from error
     logging.basicConfig(format="%(message)s")
     logging.getLogger("meinst").setLevel(logging.INFO)
-    keep_freed_memory()
+    keep_for_reuse()
     train(options)
     return 0

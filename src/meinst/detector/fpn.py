@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from meinst.detector.layers import GroupNorm
+
 
 class FPN(nn.Module):
     """Feature pyramid (arXiv 1612.03144), as METHOD 2 says.
@@ -46,7 +48,7 @@ class FPN(nn.Module):
             list(in_channels),
             channels,
             extra_blocks=LastLevelP6P7(channels, channels) if extra else None,
-            norm_layer=(lambda c: nn.GroupNorm(norm_groups, c)) if norm_groups else None,
+            norm_layer=(lambda c: GroupNorm(norm_groups, c)) if norm_groups else None,
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

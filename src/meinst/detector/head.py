@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from meinst.detector.layers import DeformableConv, LargeKernelPredictor
+from meinst.detector.layers import DeformableConv, GroupNorm, LargeKernelPredictor
 from meinst.ops.points import make_points
 from meinst.types import HeadOutputs
 
@@ -50,7 +50,7 @@ class Tower(nn.Sequential):
             else:
                 layers.append(nn.Conv2d(channels, channels, 3, padding=1))
             if options.norm_groups:
-                layers.append(nn.GroupNorm(options.norm_groups, channels))
+                layers.append(GroupNorm(options.norm_groups, channels))
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 

@@ -1,4 +1,4 @@
-"""Layers that torch does not have: deformable convs, the large-kernel predictor, faster convs."""
+"""Layers that torch does not have, or not as fast: convs and group norms."""
 
 from __future__ import annotations
 
@@ -87,6 +87,21 @@ class LargeKernelPredictor(nn.Module):
         """``(B, channels, H, W)`` to ``(B, outputs, H, W)``."""
         result: Tensor = self.tall_first(feature) + self.wide_first(feature)
         return result
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, with a faster gradient in bfloat16.
+
+    That of channels-last maps takes three times as long on the CPU as that of maps one after the
+    other, with copying there and back.
+    """
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to the same shape and order in memory."""
+        if not torch.is_grad_enabled() or feature.dtype != torch.bfloat16:
+            return super().forward(feature)
+        result: Tensor = super().forward(feature.contiguous())
+        return result.contiguous(memory_format=torch.channels_last)
 
 
 # Winograd's conv pays from as many channels, in and out, and as many tiles of 4 x 4 pixels.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from meinst.codecs import Codec
 from meinst.detections import Detections
-from meinst.detector.sight import MaskRefiner
+from meinst.detector.sight import MaskRefiner, mask_sureness
 from meinst.ops.boxes import distances_to_boxes
 from meinst.types import HeadOutputs
 
@@ -68,8 +68,9 @@ def select_detections(
 ) -> list[Detections]:
     """Score, keep the best of each level, suppress doubles (METHOD 5, steps 2 to 5).
 
-    The score is ``sqrt(class * centre-ness)``. Codes and boxes are gathered for candidates
-    only; masks are not decoded here.
+    The score is ``sqrt(class * centre-ness)``; with sight, which decodes the masks of what is
+    kept, it is then multiplied by how sure the mask is of its pixels. Codes and boxes are gathered
+    for candidates only.
 
     Args:
         outputs: what the network said, ``B`` images.
@@ -112,22 +113,24 @@ def _select_one(
     boxes = clip_boxes_to_image(boxes[keep] * ratio, size.original)
     solid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)
     boxes, keep = boxes[solid], keep[solid]
-    codes, corrections = outputs.codes[index, point[keep]], None
-    if refiner is not None:
-        logits = codec.inverse_logits(codes, labels[keep])
-        image = torch.full_like(keep, index)
-        # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.
-        corrections = refiner.correct(outputs, image, boxes / ratio, logits).half()
-    return Detections(
+    found = Detections(
         boxes=boxes,
         scores=scores[keep],
         labels=labels[keep],
-        codes=codes,
+        codes=outputs.codes[index, point[keep]],
         image_size=size.original,
         codec=codec,
         class_names=class_names,
-        corrections=corrections,
     )
+    if refiner is None:
+        return found
+    logits = codec.inverse_logits(found.codes, found.labels)
+    image = torch.full_like(keep, index)
+    correction = refiner.correct(outputs, image, boxes / ratio, logits)
+    scores = found.scores * mask_sureness(logits + correction)
+    # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.
+    found = replace(found, scores=scores, corrections=correction.half())
+    return found[scores.argsort(descending=True, stable=True)]
 
 
 def _candidates(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from meinst.ops.frames import sample_in_frames
 from meinst.types import HeadOutputs
 
 
@@ -76,12 +77,7 @@ class MaskRefiner(nn.Module):
         Returns:
             ``(N, S, S)``.
         """
-        from torchvision.ops import roi_align
-
-        rois = torch.cat((image[:, None].to(boxes), boxes), dim=1)  # (N, 5)
-        seen = roi_align(
-            sight, rois, logits.shape[-1], 1 / stride, sampling_ratio=1, aligned=True
-        )  # (N, E, S, S)
+        seen = sample_in_frames(sight, image, boxes / stride, logits.shape[-1])  # (N, E, S, S)
         shape = 2 * logits.sigmoid() - 1
         result: Tensor = self.layers(torch.cat((seen, shape[:, None]), dim=1)).squeeze(1)
         return result
@@ -91,3 +87,18 @@ class MaskRefiner(nn.Module):
         assert outputs.sight is not None
         result: Tensor = self(outputs.sight, outputs.strides[0].item() / 2, image, boxes, logits)
         return result
+
+
+def mask_sureness(logits: Tensor) -> Tensor:
+    """The mean of a mask's soft values where it is on, 0.5 to 1; 0 for a mask that is off.
+
+    A blurred or doubtful outline tells of a bad mask (SOLO's "maskness", arXiv 2106.15947).
+
+    Args:
+        logits: ``(N, S, S)``.
+
+    Returns:
+        ``(N,)``.
+    """
+    soft, on = logits.sigmoid().flatten(1), (logits > 0).flatten(1)
+    return (soft * on).sum(1) / on.sum(1).clamp(min=1)

@@ -12,6 +12,7 @@ from meinst.detector import layers
 from meinst.detector.layers import (
     DeformableConv,
     FastConv,
+    GroupNorm,
     LargeKernelPredictor,
     use_fast_convs,
 )
@@ -156,6 +157,26 @@ def assert_up_to_date(network: nn.Sequential, feature: Tensor) -> None:
     torch.testing.assert_close(
         network(feature).double(), as_torch(network, feature), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_group_norms_are_torchs_with_gradients(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ours, theirs = GroupNorm(4, 12), nn.GroupNorm(4, 12)
+    with torch.no_grad():
+        ours.weight.uniform_(0.5, 2)
+        ours.bias.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    feature, upstream = torch.randn(2, 2, 12, 9, 7).to(kind)
+    results = []
+    for norm in (ours, theirs):
+        given = feature.to(memory_format=torch.channels_last).requires_grad_()
+        result = norm(given)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        result.backward(upstream)
+        results.append((result, given.grad, norm.weight.grad, norm.bias.grad))
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 def test_only_convs_that_gain_become_fast() -> None:

@@ -13,7 +13,8 @@ from conftest import make_tiny_model
 
 from meinst.detector.losses import LossOptions, compute_losses, dice_loss
 from meinst.detector.meinst import MEInst, ModelOptions
-from meinst.detector.sight import MaskRefiner, SightMap
+from meinst.detector.select import ImageSize, select_detections
+from meinst.detector.sight import MaskRefiner, SightMap, mask_sureness
 from meinst.engine.checkpoint import load_model, save_model
 from meinst.types import HeadOutputs, Target
 
@@ -143,6 +144,36 @@ def test_detections_carry_what_was_seen(sighted: MEInst) -> None:
     torch.testing.assert_close(found.soft_masks(), expected)
     torch.testing.assert_close(found[2:3].soft_masks(), expected[2:3])
     assert (found.soft_masks() - logits.sigmoid()).abs().max() > 0.01
+
+
+def test_sureness_is_the_mean_of_what_is_on() -> None:
+    soft = torch.tensor(
+        [[[0.9, 0.7], [0.2, 0.1]], [[0.6, 0.6], [0.6, 0.6]], [[0.4, 0.3], [0.2, 0]]]
+    )
+    torch.testing.assert_close(mask_sureness(soft.logit()), torch.tensor([0.8, 0.6, 0.0]))
+
+
+def test_scores_tell_how_sure_masks_are(sighted: MEInst, images: list[torch.Tensor]) -> None:
+    with torch.no_grad():
+        outputs = sighted(images)
+    size = [ImageSize((64, 96), (64, 96))] * 2
+    rest = outputs, size, sighted.codec, sighted.class_names, sighted.selection
+    for plain, found in zip(
+        select_detections(*rest), select_detections(*rest, sighted.refiner), strict=True
+    ):
+        assert len(found) == len(plain) > 3
+        assert (found.scores.diff() <= 0).all()
+        # Which of the plain ones each is: boxes of one class do not coincide after NMS.
+        same = (found.boxes[:, None] == plain.boxes).all(-1) & (
+            found.labels[:, None] == plain.labels
+        )
+        place = same.int().argmax(1)
+        assert place.unique().numel() == len(found)
+        soft = found.soft_masks()
+        on = soft > 0.5
+        sureness = (soft * on).sum((1, 2)) / on.sum((1, 2)).clamp(min=1)
+        torch.testing.assert_close(found.scores, plain.scores[place] * sureness, rtol=1e-3, atol=0)
+        torch.testing.assert_close(found.codes, plain.codes[place])
 
 
 def test_a_file_keeps_it(sighted: MEInst, tmp_path: Path) -> None:

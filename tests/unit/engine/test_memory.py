@@ -1,7 +1,8 @@
-"""Freed memory stays with the process."""
+"""Freed memory and compiled kernels stay with the process."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -33,3 +34,30 @@ def test_large_arrays_are_no_longer_mapped_anew(kept: bool, mapped: int) -> None
     script = SCRIPT.format(kept=kept)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
     assert int(run.stdout) == mapped
+
+
+CONVS = """
+import torch
+from meinst.engine.memory import keep_kernels
+
+if {kept}:
+    keep_kernels()
+conv = torch.nn.Conv2d(8, 8, 3).requires_grad_(False)
+for size in (8, *range(8, 1208), 8):
+    print("size", size, flush=True)
+    conv(torch.zeros(2, 8, 8, size))
+"""
+
+
+@pytest.mark.parametrize(("kept", "found"), [(False, "cache_miss"), (True, "cache_hit")])
+def test_kernels_of_an_earlier_size_are_found_again(kept: bool, found: str) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ONEDNN", "DNNL"))}
+    run = subprocess.run(
+        [sys.executable, "-c", CONVS.format(kept=kept)],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={**env, "ONEDNN_VERBOSE": "profile_create"},
+    )
+    last = run.stdout.rpartition("size 8\n")[2]
+    assert f"create:{found}" in last, last

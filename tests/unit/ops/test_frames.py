@@ -1,10 +1,10 @@
-"""Masks resampled on the grids of other boxes."""
+"""Masks and maps resampled on the grids of boxes."""
 
 from __future__ import annotations
 
 import torch
 
-from meinst.ops.frames import masks_in_frames
+from meinst.ops.frames import masks_in_frames, sample_in_frames
 
 BOX = torch.tensor([[10.0, 20.0, 38.0, 76.0]])
 
@@ -44,3 +44,35 @@ def test_a_frame_twice_as_large_shows_the_mask_in_its_middle() -> None:
 
 def test_a_frame_elsewhere_is_empty() -> None:
     assert masks_in_frames(random_masks(1), BOX, BOX + 500).sum() == 0
+
+
+def test_maps_are_sampled_as_roi_align_does() -> None:
+    from torchvision.ops import roi_align
+
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(3, 5, 40, 60, generator=generator, requires_grad=True)
+    corners = torch.rand(9, 2, generator=generator) * torch.tensor([30.0, 20.0])
+    boxes = torch.cat((corners, corners + 1 + 20 * torch.rand(9, 2, generator=generator)), dim=1)
+    image = torch.tensor([2, 0, 0, 2, 2, 0, 2, 0, 0])  # none in the second
+    found = sample_in_frames(maps, image, boxes, 14)
+    rois = torch.cat((image[:, None].float(), boxes), dim=1)
+    expected = roi_align(maps, rois, 14, sampling_ratio=1, aligned=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    upstream = torch.randn(found.shape, generator=generator)
+    gradients = [torch.autograd.grad(result, maps, upstream)[0] for result in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-3)
+
+
+def test_beyond_a_map_is_its_border() -> None:
+    ramp = torch.arange(8.0).expand(1, 1, 6, 8)
+    found = sample_in_frames(ramp, torch.tensor([0]), torch.tensor([[-4.0, -4.0, 16.0, 16.0]]), 10)
+    # Cells of two pixels; a pixel's middle is at its number and a half.
+    expected = (torch.arange(-3.0, 17.0, 2.0) - 0.5).clamp(0, 7).expand(10, 10)
+    torch.testing.assert_close(found[0, 0], expected)
+
+
+def test_no_boxes_show_nothing() -> None:
+    maps = torch.randn(2, 5, 4, 4, requires_grad=True)
+    found = sample_in_frames(maps, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), 7)
+    assert found.shape == (0, 5, 7, 7)
+    assert found.requires_grad  # so that distributed training finds every weight in use
