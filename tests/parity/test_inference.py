@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,9 +40,10 @@ def before_clipping(
     model = load_published(weights)
     size = ImageSize(original=inference.resized, resized=inference.resized)
     monkeypatch.setattr("torchvision.ops.clip_boxes_to_image", lambda boxes, _: boxes)
-    return select_detections(
-        inference.outputs, [size], model.codec, model.class_names, model.selection
-    )[0]
+    selection = replace(model.selection, score_threshold=0.0)
+    return select_detections(inference.outputs, [size], model.codec, model.class_names, selection)[
+        0
+    ]
 
 
 def found_at(inference: Inference, detections: Detections) -> list[tuple[int, int, int]]:

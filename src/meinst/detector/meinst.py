@@ -242,8 +242,7 @@ class Predictor(nn.Module, ABC):
                 outputs, group, self.codec, self.class_names, selection, self.refiner
             )
             found.update(zip(places, kept, strict=True))
-        threshold = selection.score_threshold
-        return [found[i][found[i].scores >= threshold] for i in range(len(images))]
+        return [found[i] for i in range(len(images))]
 
 
 class MEInst(Predictor):

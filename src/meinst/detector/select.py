@@ -77,7 +77,7 @@ def select_detections(
         sizes: of each image.
         codec: goes with the detections, to decode them when asked.
         class_names: names of the ``C`` classes.
-        options: thresholds and limits; ``score_threshold`` is the caller's to apply.
+        options: thresholds and limits.
         refiner: corrects masks by the outputs' sight; None for models without.
 
     Returns:
@@ -101,6 +101,9 @@ def _select_one(
     from torchvision.ops import batched_nms, clip_boxes_to_image
 
     point, labels, scores = _candidates(outputs, index, options)
+    # From here on scores only fall: nobody pays for what will not be shown.
+    enough = scores >= options.score_threshold
+    point, labels, scores = point[enough], labels[enough], scores[enough]
     points, strides = outputs.points[point], outputs.strides[point, None]
     boxes = distances_to_boxes(points, outputs.boxes[index, point] * strides)  # (N, 4)
     keep = batched_nms(boxes, scores, labels, options.nms_threshold)
@@ -130,7 +133,8 @@ def _select_one(
     scores = found.scores * mask_sureness(logits + correction)
     # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.
     found = replace(found, scores=scores, corrections=correction.half())
-    return found[scores.argsort(descending=True, stable=True)]
+    found = found[scores.argsort(descending=True, stable=True)]
+    return found[found.scores >= options.score_threshold]
 
 
 def _candidates(

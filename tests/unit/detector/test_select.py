@@ -41,7 +41,8 @@ def outputs_at(
 def select(outputs, codec, size=None, **options):
     size = size or ImageSize((100, 200), (100, 200))
     names = tuple("abc"[: outputs.logits.shape[2]])
-    return select_detections(outputs, [size], codec, names, SelectOptions(**options))[0]
+    selection = SelectOptions(**{"score_threshold": 0.0, **options})
+    return select_detections(outputs, [size], codec, names, selection)[0]
 
 
 def test_nothing_above_the_threshold_gives_no_detections(codec: PCACodec) -> None:
@@ -67,6 +68,12 @@ def test_a_point_may_be_two_classes_and_the_best_comes_first(codec: PCACodec) ->
 def test_threshold_is_on_the_class_score_before_centerness(codec: PCACodec) -> None:
     found = select(outputs_at([(50, 40), (90, 40)], [[0.06], [0.049]], [0.01, 0.99]), codec)
     assert found.scores.tolist() == pytest.approx([math.sqrt(0.06 * 0.01)])
+
+
+def test_final_scores_have_a_threshold_too(codec: PCACodec) -> None:
+    outputs = outputs_at([(50, 40), (90, 40)], [[0.64], [0.64]], [0.26, 0.25])
+    found = select(outputs, codec, score_threshold=0.405)
+    assert found.scores.tolist() == pytest.approx([math.sqrt(0.64 * 0.26)])
 
 
 def test_doubles_of_a_class_are_suppressed_and_of_others_not(codec: PCACodec) -> None:

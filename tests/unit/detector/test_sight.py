@@ -157,7 +157,8 @@ def test_scores_tell_how_sure_masks_are(sighted: MEInst, images: list[torch.Tens
     with torch.no_grad():
         outputs = sighted(images)
     size = [ImageSize((64, 96), (64, 96))] * 2
-    rest = outputs, size, sighted.codec, sighted.class_names, sighted.selection
+    selection = replace(sighted.selection, score_threshold=0.0)
+    rest = outputs, size, sighted.codec, sighted.class_names, selection
     for plain, found in zip(
         select_detections(*rest), select_detections(*rest, sighted.refiner), strict=True
     ):
@@ -174,6 +175,15 @@ def test_scores_tell_how_sure_masks_are(sighted: MEInst, images: list[torch.Tens
         sureness = (soft * on).sum((1, 2)) / on.sum((1, 2)).clamp(min=1)
         torch.testing.assert_close(found.scores, plain.scores[place] * sureness, rtol=1e-3, atol=0)
         torch.testing.assert_close(found.codes, plain.codes[place])
+
+
+def test_the_threshold_is_on_the_score_that_is_shown(sighted: MEInst) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    found = sighted.predict(picture, score_threshold=0.0)
+    limit = found.scores[2].item()
+    best = sighted.predict(picture, score_threshold=limit)
+    torch.testing.assert_close(best.scores, found.scores[:3])
+    torch.testing.assert_close(best.soft_masks(), found.soft_masks()[:3])
 
 
 def test_a_file_keeps_it(sighted: MEInst, tmp_path: Path) -> None:
