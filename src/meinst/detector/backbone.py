@@ -89,8 +89,9 @@ class Backbone(nn.Module):
         from meinst.detector.fold import fold_norms
 
         example = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
-        self.net = fold_norms(self.net, example)
-        self.folded = True
+        folded = fold_norms(self.net, example)
+        self.folded = folded is not self.net
+        self.net = folded
 
     def train(self, mode: bool = True) -> Backbone:
         """Switch to training, except for the batch norms' statistics."""

@@ -24,10 +24,13 @@ def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
         example: an input of it.
 
     Returns:
-        The copy; or the network itself if the copy would not say the same.
+        The copy; or the network itself if there is nothing to fold, or the copy would not say the
+        same.
     """
     folded = copy.deepcopy(network)
     said, pairs = _run_watched(folded, example)
+    if not pairs:
+        return network
     for conv, norm in pairs:
         parts: list[Any] = [folded.get_submodule(name) for name in (conv, norm)]
         folded.set_submodule(conv, nn.utils.fuse_conv_bn_eval(*parts))

@@ -98,7 +98,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, feature: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the same shape and order in memory."""
-        if not torch.is_grad_enabled() or feature.dtype != torch.bfloat16:
+        here = feature.device.type, feature.dtype
+        if not torch.is_grad_enabled() or here != ("cpu", torch.bfloat16):
             return super().forward(feature)
         result: Tensor = super().forward(feature.contiguous())
         return result.contiguous(memory_format=torch.channels_last)

@@ -69,6 +69,13 @@ def test_a_network_that_would_say_something_else_stays() -> None:
     assert fold_norms(network, EXAMPLE) is network
 
 
+def test_a_backbone_without_norms_counts_as_not_folded() -> None:
+    backbone = Backbone("resnet10t", (2, 3)).eval()
+    backbone.net = nn.Sequential(nn.Conv2d(3, 4, 3))  # stands for networks without batch norms
+    backbone.fold_norms()
+    assert not backbone.folded
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet50"])
 def test_backbones_lose_all_norms(name: str) -> None:
