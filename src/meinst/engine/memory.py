@@ -9,7 +9,7 @@ import sys
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _MOST = 2**31 - 1  # mallopt takes an int
 _PAD = 64 * 2**20
-_KERNELS = 16384  # some fifty sizes of a batch, 300 kernels each
+_KERNELS = 16384  # sixteen times oneDNN's own
 
 
 def keep_for_reuse() -> None:
@@ -21,8 +21,8 @@ def keep_for_reuse() -> None:
 def keep_kernels() -> None:
     """Let oneDNN keep what it compiles for convs of one size until that size comes again.
 
-    By its default of 1,024 it forgets a batch's size after two or three others, and training on
-    images of many sizes compiles all the time: a sixth of a step. A number that the user's own
+    Of its default of 1,024 a network needs hundreds for each size, and training on images of many
+    sizes compiles all the time: a sixth of a step of `photos`. A number that the user's own
     ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` gives is left alone. Without effect after the first conv.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))
