@@ -30,6 +30,8 @@ ROWS = {
     "APm": "AP, medium (below 96 x 96 px)",
     "APl": "AP, large",
     "AR": "AR, IoU 0.50 to 0.95",
+    "F1_50": "best F1, IoU 0.50",
+    "F1_50_threshold": "... at the score threshold",
 }
 
 
@@ -38,8 +40,9 @@ class EvaluateArguments:
     """Measure a model on annotated images: COCO's average precision of boxes and masks.
 
     Classes are matched to the annotations' categories by their names; only those with a match
-    are measured, the others are listed. All numbers are 0 to 1; those without any object to
-    find are "-" on the screen and null in the file.
+    are measured, the others are listed. Results count whatever their score; the threshold that
+    balances missed and wrong masks best (F1) comes last, for meinst predict --score-threshold. All
+    numbers are 0 to 1; those without any object to find are "-" on the screen and null in the file.
 
     Attributes:
         model: a shipped model's name (see meinst models), a model file or an exported folder.

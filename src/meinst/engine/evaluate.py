@@ -252,8 +252,9 @@ def coco_metrics(
     Returns:
         ``{"bbox": summary, "segm": summary}``. A summary holds ``AP`` (IoU 0.50 to 0.95),
         ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` (objects below 32 x 32 pixels, below
-        96 x 96, larger) and ``AR``, all 0 to 1 and None where there are no such objects, and
-        ``per_class``: the same of each category, by name.
+        96 x 96, larger), ``AR``, and ``F1_50``, the best F1 at IoU 0.50 (mean of the classes)
+        that one score threshold gives, which is ``F1_50_threshold``; all 0 to 1 and None where
+        there are no such objects. ``per_class`` has the same of each category, by name.
 
     Raises:
         ValueError: if the limit is below 1 or a result's image is not in the ground truth.
@@ -286,17 +287,18 @@ def coco_metrics(
         assert tables is not None  # accumulate() makes them
         precision = tables["precision"][..., 0]  # (thresholds, recalls, C, areas)
         recall = tables["recall"][..., 0]  # (thresholds, C, areas)
-        metrics[kind] = _summary(precision, recall) | {
+        scores = tables["scores"][..., 0]  # as precision
+        metrics[kind] = _summary(precision, recall, scores) | {
             "per_class": {
-                names[category]: _summary(precision[:, :, [c]], recall[:, [c]])
+                names[category]: _summary(precision[:, :, [c]], recall[:, [c]], scores[:, :, [c]])
                 for c, category in enumerate(chosen)
             }
         }
     return metrics
 
 
-def _summary(precision: np.ndarray, recall: np.ndarray) -> Summary:
-    """Average tables ``(thresholds, recalls, C, areas)`` and ``(thresholds, C, areas)``."""
+def _summary(precision: np.ndarray, recall: np.ndarray, scores: np.ndarray) -> Summary:
+    """Average tables ``(thresholds, recalls, C, areas)``, ``(thresholds, C, areas)`` of recall."""
     return {
         "AP": _mean(precision[..., _ALL]),
         "AP50": _mean(precision[_AT_50, ..., _ALL]),
@@ -305,7 +307,30 @@ def _summary(precision: np.ndarray, recall: np.ndarray) -> Summary:
         "APm": _mean(precision[..., _MEDIUM]),
         "APl": _mean(precision[..., _LARGE]),
         "AR": _mean(recall[..., _ALL]),
-    }
+    } | _best_threshold(precision[_AT_50, ..., _ALL], scores[_AT_50, ..., _ALL])
+
+
+def _best_threshold(precision: np.ndarray, scores: np.ndarray) -> Summary:
+    """The score threshold, in hundredths, of the best mean F1 of the classes.
+
+    Args:
+        precision: ``(R, C)`` at recalls 0 to 1; -1 for classes without objects.
+        scores: ``(R, C)`` that detections need for this recall.
+    """
+    there = precision[0] > -1
+    if not there.any():
+        return {"F1_50": None, "F1_50_threshold": None}
+    thresholds = np.arange(1, 100) / 100
+    reached = (scores[None, :, there] >= thresholds[:, None, None]).sum(1)  # (T, C) recalls
+    last = (reached - 1).clip(min=0)
+    at_recall = np.linspace(0, 1, len(precision))[last]
+    at_precision = np.take_along_axis(precision[:, there], last, axis=0) * (reached > 0)
+    f1 = 2 * at_recall * at_precision / np.maximum(at_recall + at_precision, 1e-9)
+    mean = f1.mean(1)
+    # The tables tell only of scores at which recall rises, so the highest of equals counts: below
+    # it there are wrong ones alone.
+    best = np.flatnonzero(mean == mean.max())[-1] if mean.any() else 0
+    return {"F1_50": float(mean[best]), "F1_50_threshold": float(thresholds[best])}
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -57,7 +57,8 @@ def test_no_results_and_no_objects() -> None:
     assert nothing_found["bbox"]["APl"] is None  # there is no large object
     nothing_there = coco_metrics(truth(), [result(0.5, (1, 1, 9, 9))])
     assert nothing_there["segm"]["AP"] is nothing_there["bbox"]["AR"] is None
-    assert nothing_there["segm"]["per_class"] == {"cell": dict.fromkeys(NAMES)}
+    names = (*NAMES, "F1_50", "F1_50_threshold")
+    assert nothing_there["segm"]["per_class"] == {"cell": dict.fromkeys(names)}
 
 
 def test_one_of_two_found() -> None:
@@ -68,6 +69,34 @@ def test_one_of_two_found() -> None:
         assert metrics[kind]["AP"] == pytest.approx(51 / 101, abs=1e-12)
         assert metrics[kind]["AR"] == 0.5
         assert metrics[kind]["per_class"]["cell"]["AP50"] == pytest.approx(51 / 101, abs=1e-12)
+
+
+def test_threshold_of_the_best_f1() -> None:
+    # Of four cells: right at 0.9 and 0.8, wrong at 0.6, right at 0.537, wrong at 0.3. From 0.8 on
+    # precision is 1 and recall 1/2, F1 2/3; from 0.537 on both are 3/4; with the last 3/5 and 3/4.
+    cells = [(10.0, 10.0, 40.0, 40.0), (80, 80, 40, 40), (10, 80, 40, 40), (80, 10, 40, 40)]
+    scores = {0.9: cells[0], 0.8: cells[1], 0.6: (150, 150, 40, 40), 0.537: cells[2]}
+    found = [result(score, box) for score, box in scores.items()]
+    metrics = coco_metrics(truth(*cells), [*found, result(0.3, (150, 10, 40, 40))])
+    for kind in ("bbox", "segm"):
+        for summary in (metrics[kind], metrics[kind]["per_class"]["cell"]):
+            assert summary["F1_50"] == pytest.approx(0.75, abs=0.01)  # recalls are hundredths
+            assert summary["F1_50_threshold"] == 0.53
+    nothing = coco_metrics(truth(*cells), [])["segm"]
+    assert (nothing["F1_50"], nothing["F1_50_threshold"]) == (0, 0.01)
+
+
+def test_one_threshold_for_all_classes() -> None:
+    # Above 0.4 one of the two classes would have no detection at all.
+    boxes = [(10.0, 10.0, 40.0, 40.0), (80.0, 80.0, 40.0, 40.0)]
+    content = truth(*boxes)
+    content["categories"].append({"id": 6, "name": "nucleus"})
+    content["annotations"][1]["category_id"] = 6
+    found = [result(0.9, boxes[0]), {**result(0.4, boxes[1]), "category_id": 6}]
+    summary = coco_metrics(content, found)["segm"]
+    assert summary["per_class"]["cell"]["F1_50_threshold"] == 0.9
+    assert summary["per_class"]["nucleus"]["F1_50_threshold"] == 0.4
+    assert (summary["F1_50"], summary["F1_50_threshold"]) == (pytest.approx(1), 0.4)
 
 
 def test_iou_decides_thresholds_for_masks_and_boxes_apart() -> None:
