@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from meinst.detector.select import SelectOptions
 from meinst.engine.checkpoint import load_model, read_info
 from meinst.engine.config import TrainOptions
 
@@ -117,11 +118,30 @@ def test_a_run_leaves_models_recipe_codec_logs_and_pictures(finished: Path) -> N
     info = read_info(finished / "best.safetensors")
     assert info.class_names == ("disc", "box", "star")
     assert set(info.metrics) == {
-        f"val/{kind}_{ap}" for kind in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")
+        f"val/{kind}_{name}"
+        for kind in ("bbox", "segm")
+        for name in ("AP", "AP50", "AP75", "F1_50", "F1_50_threshold")
     }
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics.pop("update") in (4, 8)
     assert metrics == info.metrics
+
+
+def test_a_trained_model_shows_what_balances_best_in_its_validation(finished: Path) -> None:
+    for name in ("best.safetensors", "last.safetensors"):
+        info = read_info(finished / name)
+        threshold = info.recipe.selection.score_threshold
+        assert (threshold or 0) == info.metrics["val/segm_F1_50_threshold"]
+
+
+def test_a_recipe_that_gives_a_score_threshold_keeps_it() -> None:
+    from meinst.engine.trainee import tune_selection
+
+    found = {"val/segm_F1_50_threshold": 0.37}
+    assert tune_selection(SelectOptions(), found) == SelectOptions(score_threshold=0.37)
+    given = SelectOptions(score_threshold=0.6)
+    assert tune_selection(given, found) == given
+    assert tune_selection(SelectOptions(), {"val/segm_F1_50_threshold": 0.0}) == SelectOptions()
 
 
 def test_a_trained_model_finds_something(finished: Path, drawn_data: DrawnData) -> None:
@@ -293,6 +313,7 @@ def test_starting_from_a_trained_model_keeps_what_fits(
 
     recipe = module.find_recipe(options)
     assert recipe.schedule.iterations == 8
+    assert recipe.selection.score_threshold is None  # to be found for the new data
     model = module.make_model(options, recipe, read_coco(renamed))
     source = load_model(weights).state_dict()
     for name, tensor in model.state_dict().items():

@@ -15,6 +15,8 @@ from meinst.detector.sight import MaskRefiner, mask_sureness
 from meinst.ops.boxes import distances_to_boxes
 from meinst.types import HeadOutputs
 
+UNTUNED = 0.5  # score threshold where none was given and no training found one
+
 
 @dataclass(frozen=True)
 class SelectOptions:
@@ -22,14 +24,16 @@ class SelectOptions:
 
     Attributes:
         candidate_threshold: smallest class score (before centre-ness) of a candidate, 0 to 1.
-        score_threshold: smallest final score of a prediction, 0 to 1; evaluation has none.
+        score_threshold: smallest final score of a prediction, 0 to 1; evaluation has none. None
+            is for training: a trained model has that of the best F1 in its validation. Until then
+            it is 0.5.
         max_per_level: candidates kept of each pyramid level, the best by score.
         nms_threshold: of two boxes of a class that overlap more than this IoU, the better stays.
         max_detections: detections kept of an image.
     """
 
     candidate_threshold: float = 0.05
-    score_threshold: float = 0.5
+    score_threshold: float | None = None
     max_per_level: int = 1000
     nms_threshold: float = 0.6
     max_detections: int = 100
@@ -40,7 +44,7 @@ class SelectOptions:
             raise ValueError(
                 f"candidate_threshold must lie between 0 and 1, got {self.candidate_threshold}."
             )
-        if not 0 <= self.score_threshold <= 1:
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
             raise ValueError(f"score_threshold must be 0 to 1, got {self.score_threshold}.")
         if self.max_detections < 1 or self.max_per_level < 1:
             raise ValueError(
@@ -102,7 +106,8 @@ def _select_one(
 
     point, labels, scores = _candidates(outputs, index, options)
     # From here on scores only fall: nobody pays for what will not be shown.
-    enough = scores >= options.score_threshold
+    threshold = UNTUNED if options.score_threshold is None else options.score_threshold
+    enough = scores >= threshold
     point, labels, scores = point[enough], labels[enough], scores[enough]
     points, strides = outputs.points[point], outputs.strides[point, None]
     boxes = distances_to_boxes(points, outputs.boxes[index, point] * strides)  # (N, 4)
@@ -134,7 +139,7 @@ def _select_one(
     # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.
     found = replace(found, scores=scores, corrections=correction.half())
     found = found[scores.argsort(descending=True, stable=True)]
-    return found[found.scores >= options.score_threshold]
+    return found[found.scores >= threshold]
 
 
 def _candidates(

@@ -57,7 +57,8 @@ class OptimizerOptions:
     Attributes:
         name: AdamW, or SGD with momentum.
         lr: learning rate after the warm-up, for a whole batch.
-        backbone_lr_factor: multiplies ``lr`` for the backbone.
+        backbone_lr_factor: multiplies ``lr`` for the backbone; where ImageNet's features fit the
+            data, a high rate forgets them before the head can use them (docs/accuracy.md).
         weight_decay: of all weights but those of norms and biases.
         decay_biases: whether biases and the box scales decay too, as in the published recipes.
         momentum: of SGD.
@@ -69,7 +70,7 @@ class OptimizerOptions:
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = 4e-4
-    backbone_lr_factor: float = 0.5
+    backbone_lr_factor: float = 0.1
     weight_decay: float = 0.02
     decay_biases: bool = False
     momentum: float = 0.9

@@ -253,8 +253,9 @@ def coco_metrics(
         ``{"bbox": summary, "segm": summary}``. A summary holds ``AP`` (IoU 0.50 to 0.95),
         ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` (objects below 32 x 32 pixels, below
         96 x 96, larger), ``AR``, and ``F1_50``, the best F1 at IoU 0.50 (mean of the classes)
-        that one score threshold gives, which is ``F1_50_threshold``; all 0 to 1 and None where
-        there are no such objects. ``per_class`` has the same of each category, by name.
+        that one score threshold gives, which is ``F1_50_threshold`` (None if nothing is right);
+        all 0 to 1 and None where there are no such objects. ``per_class`` has the same of each
+        category, by name.
 
     Raises:
         ValueError: if the limit is below 1 or a result's image is not in the ground truth.
@@ -327,9 +328,11 @@ def _best_threshold(precision: np.ndarray, scores: np.ndarray) -> Summary:
     at_precision = np.take_along_axis(precision[:, there], last, axis=0) * (reached > 0)
     f1 = 2 * at_recall * at_precision / np.maximum(at_recall + at_precision, 1e-9)
     mean = f1.mean(1)
+    if not mean.any():
+        return {"F1_50": 0.0, "F1_50_threshold": None}
     # The tables tell only of scores at which recall rises, so the highest of equals counts: below
     # it there are wrong ones alone.
-    best = np.flatnonzero(mean == mean.max())[-1] if mean.any() else 0
+    best = np.flatnonzero(mean == mean.max())[-1]
     return {"F1_50": float(mean[best]), "F1_50_threshold": float(thresholds[best])}
 
 

@@ -44,7 +44,7 @@ def draw_curves(series: Series, path: Path) -> None:
     groups = (
         ("loss/total", "sum of the losses"),
         ("loss/", "losses"),
-        ("val/", "validation (COCO AP, 0 to 1)"),
+        ("val/", "validation (COCO AP and F1, 0 to 1)"),
         ("lr-", "learning rate of each group"),
     )
     for panel, (prefix, title) in zip(panels.flat, groups, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 
@@ -55,7 +55,11 @@ def find_recipe(options: TrainOptions) -> Recipe:
         return load_recipe(options.recipe)
     if options.resume:
         return load_recipe(options.output / "recipe.yaml")
-    return read_info(options.init).recipe if options.init else load_recipe("default")
+    if options.init is None:
+        return load_recipe("default")
+    recipe = read_info(options.init).recipe
+    # What balances missed and wrong masks was found for that model, on other data.
+    return replace(recipe, selection=replace(recipe.selection, score_threshold=None))
 
 
 def make_model(options: TrainOptions, recipe: Recipe, data: CocoData) -> MEInst:

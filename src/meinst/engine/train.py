@@ -26,7 +26,7 @@ from meinst.engine.config import Recipe, TrainOptions, plain_values
 from meinst.engine.predict import check_folder
 from meinst.engine.report import draw_curves, draw_sheet, read_logs
 from meinst.engine.start import check_start, find_recipe, make_model
-from meinst.engine.trainee import MONITORED, Draws, Trainee
+from meinst.engine.trainee import MONITORED, Draws, Trainee, tune_selection
 from meinst.files import write_atomically
 
 log = logging.getLogger("meinst")
@@ -198,6 +198,7 @@ def _finish(
             {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
         )
         metrics = checkpoint["metrics"]
+        model.selection = tune_selection(recipe.selection, metrics)
         save_model(model, options.output / f"{name}.safetensors", recipe, metrics=metrics)
     content = json.dumps({"update": checkpoint["global_step"], **metrics}, indent=2)
     write_atomically(options.output / "metrics.json", content.encode())

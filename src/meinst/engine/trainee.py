@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from meinst.data.coco import CocoData
 from meinst.data.images import ImageError
 from meinst.detector.losses import compute_losses
 from meinst.detector.meinst import MEInst
+from meinst.detector.select import SelectOptions
 from meinst.engine.config import Recipe
 from meinst.engine.evaluate import coco_metrics, find_results, ground_truth, match_classes
 from meinst.engine.schedule import lr_factor, make_optimizer
@@ -26,6 +28,8 @@ from meinst.types import HeadOutputs, Target
 
 Batch = tuple[list[Tensor], list[Target]]
 MONITORED = "val/segm_AP"
+THRESHOLD = "val/segm_F1_50_threshold"
+NAMES = ("AP", "AP50", "AP75", "F1_50", "F1_50_threshold")
 log = logging.getLogger("meinst")
 
 
@@ -118,7 +122,7 @@ class Trainee(L.LightningModule):
         self.metrics = {
             f"val/{kind}_{name}": summary[name] or 0.0  # None where there is nothing to find
             for kind, summary in metrics.items()
-            for name in ("AP", "AP50", "AP75")
+            for name in NAMES
         }
         # Every process has all results and so the same numbers: nothing is left to reduce.
         for name, value in self.metrics.items():
@@ -141,6 +145,18 @@ class Trainee(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def tune_selection(selection: SelectOptions, metrics: Mapping[str, float]) -> SelectOptions:
+    """Where the recipe gives no score threshold: the one of the best F1 in a validation.
+
+    Args:
+        selection: the recipe's.
+        metrics: a :class:`Trainee`'s; 0 or nothing where validation found nothing right.
+    """
+    if selection.score_threshold is not None or not metrics.get(THRESHOLD):
+        return selection
+    return replace(selection, score_threshold=metrics[THRESHOLD])
 
 
 class Draws(L.LightningDataModule):

@@ -76,6 +76,11 @@ def test_final_scores_have_a_threshold_too(codec: PCACodec) -> None:
     assert found.scores.tolist() == pytest.approx([math.sqrt(0.64 * 0.26)])
 
 
+def test_without_a_threshold_scores_of_a_half_are_shown(codec: PCACodec) -> None:
+    outputs = outputs_at([(50, 40), (90, 40)], [[0.5], [0.5]], [0.51, 0.49])
+    assert len(select(outputs, codec, score_threshold=None)) == 1
+
+
 def test_doubles_of_a_class_are_suppressed_and_of_others_not(codec: PCACodec) -> None:
     # boxes of 16 pixels a side, 2 apart: IoU 14 / 18 = 0.78 > 0.6
     points = [(50.0, 40.0), (52.0, 40.0), (52.0, 40.0)]
