@@ -13,14 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from meinst.engine.checkpoint import ZOO, load_model, read_info, save_model
+from meinst.engine.trainee import NAMES
 
 source, name, measured = sys.argv[1:]
 content = json.loads(Path(measured).read_text())
-metrics = {
-    f"val/{kind}_{key}": content[kind][key]
-    for kind in ("bbox", "segm")
-    for key in ("AP", "AP50", "AP75", "F1_50", "F1_50_threshold")
-}
+metrics = {f"val/{kind}_{key}": content[kind][key] for kind in ("bbox", "segm") for key in NAMES}
 target = ZOO / f"{name}.safetensors"
 model = load_model(source)
 threshold = content["segm"]["F1_50_threshold"]

@@ -57,8 +57,8 @@ class OptimizerOptions:
     Attributes:
         name: AdamW, or SGD with momentum.
         lr: learning rate after the warm-up, for a whole batch.
-        backbone_lr_factor: multiplies ``lr`` for the backbone; where ImageNet's features fit the
-            data, a high rate forgets them before the head can use them (docs/accuracy.md).
+        backbone_lr_factor: multiplies ``lr`` for the backbone; on photographs a high rate kept
+            classes from being learnt (docs/accuracy.md).
         weight_decay: of all weights but those of norms and biases.
         decay_biases: whether biases and the box scales decay too, as in the published recipes.
         momentum: of SGD.
