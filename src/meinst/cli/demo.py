@@ -14,8 +14,12 @@ meinst demo
 meinst demo --output somewhere
 """
 
-# Pictures that are inside scikit-image's package, so nothing is downloaded.
-PICTURES = {"photos": "astronaut", "nuclei": "immunohistochemistry"}
+# Pictures that are inside scikit-image's package, so nothing is downloaded, and what is shown of
+# them: nuclei of a quarter of the tissue, as large then as those that the model was trained on.
+PICTURES = {
+    "photos": ("astronaut", slice(None)),
+    "nuclei": ("immunohistochemistry", slice(256, None)),
+}
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,10 @@ def run(arguments: Sequence[str]) -> int:
 
     check_folder(options.output)
     overlays = []
-    for model_name, picture_name in PICTURES.items():
+    for model_name, (picture_name, side) in PICTURES.items():
         buffer = io.BytesIO()
-        Image.fromarray(getattr(pictures, picture_name)()).save(buffer, format="PNG")
+        picture = getattr(pictures, picture_name)()[side, side]
+        Image.fromarray(picture).save(buffer, format="PNG")
         source = options.output / "pictures" / f"{picture_name}.png"
         write_atomically(source, buffer.getvalue())
         (outcome,) = predict_files(

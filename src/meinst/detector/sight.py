@@ -79,7 +79,9 @@ class MaskRefiner(nn.Module):
         """
         seen = sample_in_frames(sight, image, boxes / stride, logits.shape[-1])  # (N, E, S, S)
         shape = 2 * logits.sigmoid() - 1
-        result: Tensor = self.layers(torch.cat((seen, shape[:, None]), dim=1)).squeeze(1)
+        both = torch.cat((seen, shape[:, None]), dim=1)  # (N, E + 1, S, S)
+        # oneDNN's faster layout, whatever that of the map is.
+        result: Tensor = self.layers(both.contiguous(memory_format=torch.channels_last)).squeeze(1)
         return result
 
     def correct(self, outputs: HeadOutputs, image: Tensor, boxes: Tensor, logits: Tensor) -> Tensor:
