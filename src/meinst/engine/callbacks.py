@@ -1,4 +1,4 @@
-"""What accompanies a run: the moving average, the last checkpoint, the progress bar."""
+"""What accompanies a run: the moving average, the checkpoints, the progress bar."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    ModelCheckpoint,
+    TQDMProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
@@ -20,6 +25,36 @@ class ResumableBar(TQDMProgressBar):
         bar = self.train_progress_bar
         bar.reset(total=int(trainer.num_training_batches))
         bar.initial = trainer.global_step * trainer.accumulate_grad_batches
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``, of the validation with the highest score so far.
+
+    Lightning forgets that score if the folder was moved or copied: the next validation, however
+    bad, would replace the file. Here the score goes with the folder.
+
+    Args:
+        folder: of the checkpoints.
+        monitor: the score's name.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__(
+            folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the score, and the file of that name where the run is now."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        known = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        moved = {name: here(state_dict[name]) for name in paths}
+        super().load_state_dict(
+            {**state_dict, **moved, "best_k_models": known, "dirpath": self.dirpath}
+        )
 
 
 class LastCheckpoint(Checkpoint):

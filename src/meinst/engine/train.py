@@ -13,14 +13,14 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from meinst.data.batch import TrainingDraws
 from meinst.data.coco import CocoData, read_coco
 from meinst.detector.meinst import MEInst
-from meinst.engine.callbacks import LastCheckpoint, ResumableBar, make_ema
+from meinst.engine.callbacks import BestCheckpoint, LastCheckpoint, ResumableBar, make_ema
 from meinst.engine.checkpoint import save_model
 from meinst.engine.config import Recipe, TrainOptions, plain_values
 from meinst.engine.predict import check_folder
@@ -133,18 +133,12 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 def _make_trainer(options: TrainOptions, recipe: Recipe, accumulate: int, last: Path) -> L.Trainer:
     schedule = recipe.schedule
     callbacks: list[Any] = [
-        ModelCheckpoint(
-            last.parent,
-            filename="best",
-            monitor=MONITORED,
-            mode="max",
-            enable_version_counter=False,
-        ),
+        BestCheckpoint(last.parent, MONITORED),
         LearningRateMonitor("step"),
         ResumableBar(refresh_rate=5),
     ]
     validate_every = min(schedule.validate_every, schedule.iterations)
-    # After ModelCheckpoint, whose best score is part of the state.
+    # After BestCheckpoint, whose best score is part of the state.
     callbacks.append(LastCheckpoint(last, options.checkpoint_every, validate_every))
     if recipe.optimizer.ema_decay:
         callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))

@@ -1,3 +1,6 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 
 pytest.importorskip("lightning")
 
-from meinst.engine.callbacks import make_ema
+from meinst.engine.callbacks import BestCheckpoint, make_ema
 
 
 def test_the_average_forgets_its_beginning_first_and_reaches_its_decay() -> None:
@@ -23,3 +26,16 @@ def test_the_average_forgets_its_beginning_first_and_reaches_its_decay() -> None
     late = [torch.tensor([1.0])]
     average(late, [torch.tensor([3.0])], torch.tensor(1000))
     assert late[0].item() == 2.0  # 0.5 * 1 + 0.5 * 3
+
+
+def test_the_best_score_goes_with_a_folder_that_is_moved(tmp_path: Path) -> None:
+    before, after = (BestCheckpoint(tmp_path / name, "val/segm_AP") for name in ("old", "new"))
+    score, path = torch.tensor(0.5), str(tmp_path / "old" / "best.ckpt")
+    before.best_k_models, before.best_model_score = {path: score}, score
+    before.kth_best_model_path = before.best_model_path = path
+    after.load_state_dict(before.state_dict())
+    assert after.best_model_path == str(tmp_path / "new" / "best.ckpt")
+    assert after.best_model_score == 0.5
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool))
+    assert not after.check_monitor_top_k(trainer, torch.tensor(0.49))
+    assert after.check_monitor_top_k(trainer, torch.tensor(0.51))
