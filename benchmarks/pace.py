@@ -1,15 +1,17 @@
-"""Seconds for a picture, of a model and of the Mask R-CNN that maskrcnn.py trained, in turns.
+"""Seconds for a picture, of a model and of a peer, in turns.
 
     python benchmarks/pace.py photos ../../shared/data/photos /tmp/peer/ema.safetensors
+    python benchmarks/pace.py nuclei ../../shared/data/nuclei plain.safetensors --no-sight
 
-From the decoded picture to run lengths, each at its own input size, with every detection that AP
-counts; of each picture one untimed call of both sides, then one timed. Needs
-`pip install '.[train]'`.
+The peer is the Mask R-CNN that maskrcnn.py trained, or another model of this project. From the
+decoded picture to run lengths, each at its own input size, with every detection that AP counts; of
+each picture one untimed call of both sides, then one timed. Needs `pip install '.[train]'`.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from safetensors.torch import load_file
 import meinst
 from meinst.data.coco import read_coco
 from meinst.data.images import Pixels, load_image
+from meinst.detector.meinst import Predictor
+from meinst.engine.checkpoint import ModelFileError
 from meinst.engine.memory import keep_for_reuse
 
 
@@ -31,8 +35,9 @@ def main() -> None:
     )
     parser.add_argument("setting", choices=SETTINGS)
     parser.add_argument("data", type=Path, help="folder of train/, val/ and annotations/")
-    parser.add_argument("weights", type=Path, help="what maskrcnn.py wrote")
+    parser.add_argument("peer", help="what maskrcnn.py or `meinst train` wrote")
     parser.add_argument("--model", help="ours; the shipped one of this name by default")
+    parser.add_argument("--no-sight", action="store_true", help="ours without this option")
     parser.add_argument("--pictures", type=int, default=20)
     options = parser.parse_args()
     keep_for_reuse()
@@ -41,17 +46,22 @@ def main() -> None:
 
     setting = SETTINGS[options.setting]
     data = read_coco(options.data / "annotations" / "val.json", options.data / "val")
-    peer = build(setting, len(data.class_names))
-    peer.load_state_dict(load_file(options.weights))
-    peer.eval()
     model = meinst.load(options.model or options.setting)
-    limit = setting.limits[0]
+    if options.no_sight:
+        model.sight = model.refiner = None
 
-    def ours(image: Pixels) -> object:
-        return model.predict(image, score_threshold=0.0, max_detections=limit).rle()
+    def run(side: Predictor, image: Pixels) -> object:
+        return side.predict(image, score_threshold=0.0, max_detections=setting.limits[0]).rle()
 
-    def theirs(image: Pixels) -> object:
-        return find(peer, image, setting.test_size)
+    ours = partial(run, model)
+    theirs: Callable[[Pixels], object]
+    try:
+        theirs = partial(run, meinst.load(options.peer))
+    except ModelFileError:  # no model of this project
+        peer = build(setting, len(data.class_names))
+        peer.load_state_dict(load_file(options.peer))
+        peer.eval()
+        theirs = partial(find, peer, size=setting.test_size)
 
     rounds = []
     step = max(1, len(data.images) // options.pictures)

@@ -1,26 +1,28 @@
-"""Put a trained model into the package: float16, with the figures that were measured.
+"""Put a trained model into the package: float16, measured as it is shipped.
 
 It shows detections from the score on that had the best F1.
 
-    meinst evaluate --model runs/nuclei/best.safetensors --images val --annotations val.json \
-        --output metrics.json
-    python scripts/ship_model.py runs/nuclei/best.safetensors nuclei metrics.json
+    python scripts/ship_model.py runs/nuclei/best.safetensors nuclei val/ annotations/val.json
 """
 
-import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+import meinst
 from meinst.engine.checkpoint import ZOO, load_model, read_info, save_model
+from meinst.engine.memory import keep_for_reuse
 from meinst.engine.trainee import NAMES
 
-source, name, measured = sys.argv[1:]
-content = json.loads(Path(measured).read_text())
-metrics = {f"val/{kind}_{key}": content[kind][key] for kind in ("bbox", "segm") for key in NAMES}
+source, name, images, annotations = sys.argv[1:]
+keep_for_reuse()
 target = ZOO / f"{name}.safetensors"
-model = load_model(source)
-threshold = content["segm"]["F1_50_threshold"]
+recipe = read_info(source).recipe
+save_model(load_model(source), target, recipe, half=True)
+
+found = meinst.evaluate(meinst.load(target), meinst.read_coco(annotations, images)).to_dict()
+model = load_model(target)
+threshold = found["segm"]["F1_50_threshold"]
 model.selection = replace(model.selection, score_threshold=threshold)
-save_model(model, target, read_info(source).recipe, half=True, metrics=metrics)
-print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", metrics)
+metrics = {f"val/{kind}_{key}": found[kind][key] for kind in ("bbox", "segm") for key in NAMES}
+save_model(model, target, recipe, half=True, metrics=metrics)
+print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", found)

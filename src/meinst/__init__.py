@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meinst.codecs import Codec, PCACodec
     from meinst.data.coco import CocoData, read_coco
+    from meinst.data.images import load_image
     from meinst.detections import Detections
     from meinst.detector.meinst import MEInst
     from meinst.engine.checkpoint import list_models, save_model
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "list_models",
     "load",
+    "load_image",
     "read_coco",
     "save_model",
 ]
@@ -43,6 +45,7 @@ _PLACES = {
     "evaluate": ("meinst.engine.evaluate", "evaluate"),
     "list_models": ("meinst.engine.checkpoint", "list_models"),
     "load": ("meinst.engine.runtime", "load"),
+    "load_image": ("meinst.data.images", "load_image"),
     "read_coco": ("meinst.data.coco", "read_coco"),
     "save_model": ("meinst.engine.checkpoint", "save_model"),
 }

@@ -35,7 +35,7 @@ class ExportArguments:
         model: a shipped model's name (see meinst models) or a model file.
         output: folder to write; an export that is there is replaced, anything else is not.
         format: openvino is the faster, onnx the more portable.
-        int8: quantise the network to 8 bits, 1.6 to 2.3 times as fast; costs a little AP.
+        int8: quantise the network to 8 bits, 1.5 to 1.9 times as fast; costs a little AP.
         calibration_images: for --int8, without a default: folder of pictures like those to be
             segmented, training images for example; of more than 300, 300 are drawn.
         annotations: COCO-format annotations (JSON) to measure the export on, for --int8 before

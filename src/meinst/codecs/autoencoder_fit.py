@@ -180,7 +180,7 @@ def _turned(masks: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Mean over masks of the pixels' mean cross-entropy plus the Dice loss (METHOD 4)."""
+    """Mean over masks of the pixels' mean cross-entropy plus the Dice loss."""
     entropy = F.binary_cross_entropy_with_logits(logits, masks)
     soft = logits.sigmoid()
     overlap = 2 * (soft * masks).sum(1) + 1

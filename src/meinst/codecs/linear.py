@@ -243,7 +243,7 @@ class LinearCodec(Codec):
     def inverse_transform(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decode codes to soft masks; see :meth:`Codec.inverse_transform`.
 
-        Without ``sigmoid``, values are cut to 0.01..0.99 (METHOD of the published system).
+        Without ``sigmoid``, values are cut to 0.01..0.99 (docs/method.md).
         """
         values = self._values(codes, labels)
         return values.sigmoid() if self.sigmoid else values.clamp(0.01, 0.99)

@@ -57,7 +57,7 @@ class InstanceBatch:
         return len(self.images)
 
     def masks(self, size: int) -> NDArray[np.uint8]:
-        """Each mask cropped by its own box to ``size x size`` (METHOD 1): ``(N, S, S)`` uint8."""
+        """Each mask cropped by its own box to ``size x size``: ``(N, S, S)`` uint8."""
         masks = rasterize_flat(
             self.coordinates, self.part_starts, self.instance_starts, self.boxes, size
         )

@@ -76,7 +76,7 @@ class Instances:
         return Instances(self.boxes[index], self.labels[index], shapes, self.crowd[index])
 
     def masks(self, size: int) -> NDArray[np.uint8]:
-        """Each mask cropped by its own box to ``size x size`` (METHOD 1): ``(G, S, S)`` uint8."""
+        """Each mask cropped by its own box to ``size x size``: ``(G, S, S)`` uint8."""
         masks = np.zeros((len(self), size, size), dtype=np.uint8)
         outlines = [i for i, shape in enumerate(self.shapes) if not isinstance(shape, Bitmap)]
         if outlines:

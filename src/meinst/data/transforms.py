@@ -153,7 +153,7 @@ class Geometry:
 
 
 def resized_size(height: int, width: int, options: InputOptions) -> tuple[int, int]:
-    """Height and width of an image resized as METHOD 5.1 says, rounded as Detectron2 rounds.
+    """Height and width of an image resized as docs/method.md says, rounded as Detectron2 rounds.
 
     The shorter side gets its size first; only if the longer one passes its limit then, both are
     scaled once more. Rounding is ``int(x + 0.5)``, at least 1 pixel.

@@ -13,7 +13,7 @@ BACKGROUND = -1
 def assign_points(
     points: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, radius: float = 1.5
 ) -> Tensor:
-    """Assign points to instances by FCOS's centre sampling (METHOD 3).
+    """Assign points to instances by FCOS's centre sampling (docs/method.md).
 
     A point is positive for a box if it lies strictly inside the square of half-side
     ``radius * stride`` around the box's centre, cut to the box, and if the largest of its

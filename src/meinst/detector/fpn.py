@@ -11,7 +11,7 @@ from meinst.detector.layers import GroupNorm
 
 
 class FPN(nn.Module):
-    """Feature pyramid (arXiv 1612.03144), as METHOD 2 says.
+    """Feature pyramid (arXiv 1612.03144) of the published detector (docs/method.md).
 
     Lateral 1x1, nearest up-sampling and sum, output 3x3; two further levels, if asked for, are
     stride-2 convs of the coarsest output and of the rectified first of them.

@@ -19,7 +19,7 @@ PRIOR = 0.01  # score of every class before training; keeps the first focal loss
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """The head's layers (METHOD 2).
+    """The head's layers (docs/method.md).
 
     Attributes:
         num_convs: convs of each of the three towers (class, box, mask).
@@ -56,7 +56,7 @@ class Tower(nn.Sequential):
 
 
 class Head(nn.Module):
-    """Three towers and four predictions (METHOD 2).
+    """Three towers and four predictions (docs/method.md).
 
     Class logits come from the class tower, box distances and centre-ness from the box tower,
     codes from the mask tower. Box distances are scaled by a learned number for each level and

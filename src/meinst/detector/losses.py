@@ -79,7 +79,7 @@ class Positives:
 def level_ranges(strides: Tensor, level_sizes: Sequence[int], limits: Sequence[float]) -> Tensor:
     """Allowed distances of each point: ``(P, 2)`` from the limits between the levels.
 
-    The first level starts at -1, the last is open (METHOD 3). ``limits`` holds one number
+    The first level starts at -1, the last is open (docs/method.md). ``limits`` holds one number
     fewer than there are levels.
     """
     edges = torch.tensor([-1.0, *limits, torch.inf], device=strides.device)
@@ -112,7 +112,7 @@ def compute_losses(
     generator: torch.Generator | None = None,
     refiner: MaskRefiner | None = None,
 ) -> dict[str, Tensor]:
-    """The losses of a batch (METHOD 4); their sum is what training minimises.
+    """The losses of a batch (docs/method.md); their sum is what training minimises.
 
     Args:
         outputs: what the network said, ``B`` images.

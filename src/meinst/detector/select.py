@@ -70,7 +70,7 @@ def select_detections(
     options: SelectOptions,
     refiner: MaskRefiner | None = None,
 ) -> list[Detections]:
-    """Score, keep the best of each level, suppress doubles (METHOD 5, steps 2 to 5).
+    """Score, keep the best of each level, suppress doubles (docs/method.md).
 
     The score is ``sqrt(class * centre-ness)``; with sight, which decodes the masks of what is
     kept, it is then multiplied by how sure the mask is of its pixels. Codes and boxes are gathered

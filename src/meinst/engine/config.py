@@ -185,13 +185,22 @@ def parse_options(kind: type[T], values: dict[str, Any], where: str) -> T:
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe that the package ships, or a YAML file of your own.
 
+    A file may name another recipe under ``base`` and then holds only what differs from it, at any
+    depth; without, what it leaves out has the defaults of the dataclasses.
+
     Args:
         name_or_path: a name of :func:`list_recipes`, or a path.
 
     Raises:
-        FileNotFoundError: if it is neither.
-        ValueError: if the file holds an unknown key or a value that does not fit.
+        FileNotFoundError: if it is neither, or its base is not.
+        ValueError: if a file holds an unknown key or a value that does not fit, or is its own base.
     """
+    values, path = _read_values(name_or_path, ())
+    return parse_options(Recipe, values, str(path))
+
+
+def _read_values(name_or_path: str | Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Path]:
+    """What a recipe file and the recipes it is based on say, and the file's path."""
     import yaml
 
     path = Path(name_or_path)
@@ -208,7 +217,25 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a mapping of options, found {type(values).__name__}")
-    return parse_options(Recipe, values, str(path))
+    base = values.pop("base", None)
+    if base is None:
+        return values, path
+    if path.resolve() in above:
+        raise ValueError(f"{path}: base leads back to this file; name another recipe.")
+    # A path is meant from the file's own folder.
+    near = path.parent / str(base)
+    below, _ = _read_values(near if near.is_file() else str(base), (*above, path.resolve()))
+    return _merge(below, values), path
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The mapping below with what the one above says otherwise, mappings within likewise."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = below.get(key)
+        both = isinstance(under, dict) and isinstance(value, dict)
+        merged[key] = _merge(under, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def list_recipes() -> list[str]:
@@ -238,8 +265,8 @@ class TrainOptions:
         val_images: folder of the validation images.
         val_annotations: their COCO-format annotations.
         output: folder of checkpoints, logs, curves and pictures.
-        recipe: a shipped recipe's name or a YAML file; by default that of ``init``, or
-            ``default``.
+        recipe: a shipped recipe's name, or a YAML file, which holds what is different from the
+            recipe it names as its ``base``; by default that of ``init``, or ``default``.
         init: a shipped or trained model to start from; by default the backbone starts from
             ImageNet weights and the rest from scratch.
         backbone_weights: a file that meinst convert made of a backbone, to start the backbone

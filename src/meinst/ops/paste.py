@@ -1,6 +1,6 @@
 """From soft masks to pixels: RLE, crops and, where a caller wants them, full-size masks.
 
-The rule (METHOD of the published system; ``grid_sample`` with ``align_corners=False``): the
+The rule (docs/method.md; ``grid_sample`` with ``align_corners=False``): the
 ``S x S`` values are stretched on the box, so the centre of pixel ``x`` falls at
 ``(x + 0.5 - x1) / (x2 - x1) * S - 0.5`` among them; bilinear between values, zeros outside,
 and a pixel belongs to the mask at 0.5 or more. With values of 0 to 1 this cannot happen

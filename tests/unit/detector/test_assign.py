@@ -6,7 +6,7 @@ from meinst.ops.points import make_points
 
 
 def brute_force(points, strides, ranges, boxes, radius):
-    """The rule of METHOD 3, one point and one box at a time."""
+    """The rule of docs/method.md, one point and one box at a time."""
     found = []
     for (x, y), stride, (low, high) in zip(
         points.tolist(), strides.tolist(), ranges.tolist(), strict=True

@@ -38,6 +38,34 @@ def test_plain_values_and_parsing_are_inverse(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, yaml.safe_dump(plain_values(recipe)))) == recipe
 
 
+def test_a_recipe_holds_what_differs_from_its_base(tmp_path: Path) -> None:
+    photos = load_recipe("photos")
+    assert load_recipe(write(tmp_path, "base: photos")) == photos
+    text = "base: photos\nschedule: {iterations: 4600}\naugment: {scale_jitter: [0.5, 1]}"
+    schedule = replace(photos.schedule, iterations=4600)
+    augment = replace(photos.augment, scale_jitter=(0.5, 1.0))
+    mine = replace(photos, schedule=schedule, augment=augment)
+    assert load_recipe(write(tmp_path, text)) == mine
+    (tmp_path / "more").mkdir()
+    nested = tmp_path / "more" / "nested.yaml"
+    nested.write_text("base: ../mine.yaml\nbatch_size: 8")  # from its own folder
+    assert load_recipe(nested) == replace(mine, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("base", "error", "words"),
+    [
+        ("nowhere", FileNotFoundError, "recipe 'nowhere' is neither a file nor one of"),
+        ("mine.yaml", ValueError, "mine.yaml: base leads back to this file"),
+    ],
+)
+def test_a_base_that_is_none_is_told(
+    tmp_path: Path, base: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        load_recipe(write(tmp_path, f"base: {base}"))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
