@@ -65,9 +65,9 @@ def test_overlays_and_results(tiny_model: MEInst, drawn_data: DrawnData, tmp_pat
     assert [category["name"] for category in loaded.cats.values()] == ["box", "disc"]
 
 
-def test_overlay_names_are_unique() -> None:
+def test_overlay_names_are_unique(tmp_path: Path) -> None:
     sources = [Path(name) for name in ("a/x.png", "b/x.png", "b/X.tif", "x_2.bmp", "y.tar.gz")]
-    names = overlay_names(sources, Path("out"))
+    names = overlay_names(sources, tmp_path)
     assert names == ["x.jpg", "x_2.jpg", "X_3.jpg", "x_2_2.jpg", "y.tar.jpg"]
 
 
@@ -103,12 +103,55 @@ def test_a_failing_image_is_left_out(
 
 
 def test_earlier_results_survive_when_all_images_fail(tiny_model: MEInst, tmp_path: Path) -> None:
-    earlier = tmp_path / "predictions.json"
+    images, earlier = tmp_path / "images.json", tmp_path / "predictions.json"
+    images.write_text('{"images": []}')
     earlier.write_text("[1]")
     outcomes = predict_files(tiny_model, [tmp_path / "missing.png"], tmp_path)
     assert "does not exist" in str(outcomes[0].error)
     assert earlier.read_text() == "[1]"
-    assert list(tmp_path.iterdir()) == [earlier]
+    assert sorted(tmp_path.iterdir()) == [images, earlier]
+
+
+def test_only_what_an_earlier_run_wrote_is_overwritten(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    mine = tmp_path / "two.jpg"
+    mine.write_bytes(b"holiday")
+    source = drawn_data.images / "two.png"
+    for _ in range(2):  # the second run replaces the first one's
+        (outcome,) = predict_files(tiny_model, [source], tmp_path)
+        assert outcome.overlay == tmp_path / "two_2.jpg"
+    assert mine.read_bytes() == b"holiday"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("images.json", "predictions.json", "two.jpg", "two_2.jpg")
+    ]
+
+
+@pytest.mark.parametrize("name", ["images.json", "predictions.json"])
+@pytest.mark.parametrize("content", ["[]", '{"images": [{"id": 1}]}', "no JSON"])
+def test_other_json_files_of_these_names_are_not_overwritten(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FileExistsError, match=r"not of `meinst predict`; choose another --output"):
+        predict_files(tiny_model, [drawn_data.images / "two.png"], tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [content]
+
+
+def test_a_run_that_is_broken_off_keeps_what_it_did(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    def stop(result: Any) -> None:
+        if result.source.name == "tall.jpg":
+            raise KeyboardInterrupt
+
+    sources = [drawn_data.images / name for name in ("two.png", "tall.jpg", "small.png")]
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(tiny_model, sources, tmp_path, score_threshold=0.0, on_image=stop)
+    images = json.loads((tmp_path / "images.json").read_text())["images"]
+    assert [image["overlay"] for image in images] == ["two.jpg", "tall.jpg"]
+    results = json.loads((tmp_path / "predictions.json").read_text())
+    assert {result["image_id"] for result in results} == {1, 2}
 
 
 def test_a_full_disk_fails_the_image(

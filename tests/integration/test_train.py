@@ -248,10 +248,11 @@ def test_a_signal_ends_with_its_code_and_a_hint(
     finally:
         process.kill()
     assert process.returncode == code, errors
+    kept = torch.load(last, weights_only=True)["global_step"]
+    assert kept > 0
     assert "stopped at update" in errors
-    assert "--resume" in errors
+    assert f"saved at {kept}; go on from there with --resume" in errors
     assert "Traceback" not in errors
-    assert torch.load(last, weights_only=True)["global_step"] > 0
 
 
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
@@ -340,6 +341,47 @@ def test_starting_from_a_trained_model_keeps_what_fits(
         ValueError, match=r"--init has another network than the recipe: model\.channels differ"
     ):
         module.make_model(options, other, read_coco(renamed))
+
+
+def test_validation_that_can_tell_nothing_is_refused(
+    drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    content = drawn_data.content()
+    empty = tmp_path / "empty.json"
+    crowds = [entry | {"iscrowd": 1} for entry in content["annotations"]]
+    empty.write_text(json.dumps(content | {"annotations": crowds}))
+    options = replace(
+        make_options(drawn_data, recipe_file, tmp_path / "out"), val_annotations=empty
+    )
+    with pytest.raises(ValueError, match=r"empty\.json: no usable object of the model's classes"):
+        train(options)
+    large = tmp_path / "large.yaml"
+    large.write_text(RECIPE.replace("batch_size: 2", "batch_size: 99"))
+    with pytest.raises(ValueError, match=r"\d images for 99 processes, each of which needs one"):
+        train(replace(options, recipe=str(large), devices=99))
+
+
+def test_validation_is_in_float32_as_evaluation_is(
+    drawn_data: DrawnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from meinst.engine import trainee
+    from meinst.engine.train import train
+
+    mixed: dict[str, set[bool]] = {"training": set(), "validation": set()}
+    forward = trainee.MEInst.forward
+
+    def spied(model: trainee.MEInst, images: list[torch.Tensor]) -> object:
+        mixed["training" if model.training else "validation"].add(torch.is_autocast_enabled("cpu"))
+        return forward(model, images)
+
+    monkeypatch.setattr(trainee.MEInst, "forward", spied)
+    recipe = tmp_path / "short.yaml"
+    recipe.write_text(RECIPE.replace("iterations: 8", "iterations: 4"))
+    options = make_options(drawn_data, recipe, tmp_path / "out")
+    train(replace(options, precision="bf16-mixed"))
+    assert mixed == {"training": {True}, "validation": {False}}
 
 
 def test_batches_that_do_not_divide_are_refused(

@@ -90,7 +90,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _check(options: ExportArguments) -> None:
     """Refuse options that do not go together."""
-    if Path(options.model).is_dir():
+    from meinst.engine.checkpoint import list_models
+
+    if Path(options.model).is_dir() and options.model not in list_models():
         raise ValueError(
             f"{options.model} is a folder, an export perhaps: give the model file that it was "
             "made from, or a shipped model's name."
@@ -113,6 +115,5 @@ def _print_report(report: ExportReport) -> None:
     for name, metrics in (("float32", report.float32), ("int8", report.int8)):
         if metrics is not None:
             box, mask = metrics.bbox["AP"], metrics.segm["AP"]
-            if box is not None and mask is not None:
-                print(f"{name}: box AP {box:.3f}, mask AP {mask:.3f} ({metrics.images} images)")
+            print(f"{name}: box AP {box:.3f}, mask AP {mask:.3f} ({metrics.images} images)")
     print(f"written: {report.folder}")

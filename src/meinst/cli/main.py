@@ -44,6 +44,8 @@ KNOWN_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, ``sys.argv`` by default, and return its exit code."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may hold what a terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as stop:

@@ -125,7 +125,8 @@ class _FileChecks:
         missing = [
             name
             for name in (e["file_name"] for e in self.images)
-            if name not in present and not (("/" in name) and (folder / name).is_file())
+            # In a folder below, or told apart by case or accents here, but not by the file system.
+            if name not in present and not (folder / name).is_file()
         ]
         self._tell(missing, f"image files missing in {folder}", "file")
 

@@ -62,7 +62,8 @@ class LastCheckpoint(Checkpoint):
 
     Every ``every`` updates, after each validation, and when the run is asked to end by SIGTERM.
     Where a validation follows an update, what it finds belongs to the state: killed before its
-    end, the run goes on from the state before, and validates again.
+    end, the run goes on from the state before, and validates again. Between the batches that an
+    update accumulates nothing is saved: their gradients are no part of the state.
 
     Args:
         path: the file.
@@ -74,12 +75,19 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.every = every
         self.validate_every = validate_every
-        self.saved = 0  # update of the last saving
+        self.saved = 0  # update of the last saving; 0 for none
+        self.whole = False  # whether the last batch ended an update
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save, unless a validation is about to follow."""
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """A resumed run has been saved where it begins."""
+        self.saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *others: Any) -> None:
+        """Save after an update, unless a validation is about to follow."""
+        *_, batch_index = others
+        self.whole = (batch_index + 1) % trainer.accumulate_grad_batches == 0
         step = trainer.global_step
-        if step % self.every == 0 and step % self.validate_every and step != self.saved:
+        if self.whole and step % self.every == 0 and step % self.validate_every:
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -87,8 +95,9 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, _: Any, exception: BaseException) -> None:
-        """Save what SIGTERM interrupts; Lightning has then ended the update."""
-        if isinstance(exception, SIGTERMException) and trainer.global_step % self.validate_every:
+        """Save what SIGTERM interrupts; Lightning has then ended the batch."""
+        asked = isinstance(exception, SIGTERMException)
+        if asked and self.whole and trainer.global_step % self.validate_every:
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -362,7 +362,10 @@ def _load(content: Mapping[str, Any]) -> hotcoco.COCO:
         | {"iscrowd": int(bool(entry.get("iscrowd"))), "area": _number(entry.get("area"))}
         for entry in content["annotations"]
     ]
-    truth = hotcoco.COCO({**content, "annotations": annotations})
+    # Nothing else of the file: hotcoco refuses a date that is a number, as CVAT's exports have it.
+    images = [{key: entry[key] for key in ("id", "width", "height")} for entry in content["images"]]
+    categories = [{key: entry[key] for key in ("id", "name")} for entry in content["categories"]]
+    truth = hotcoco.COCO({"images": images, "annotations": annotations, "categories": categories})
     missing = [e for e in annotations if e["area"] is None or e["bbox"] is None]
     truth.update_anns([_completed(entry, truth) for entry in missing])
     return truth

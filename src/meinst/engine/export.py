@@ -122,7 +122,7 @@ def export_model(
         differences = _check(model, exported)
         if data is not None:
             tell(f"measuring it on {len(data)} images")
-            before = evaluate(exported, data)
+            before = _measure(exported, data)
         if calibration is not None:
             chosen = _choose(calibration, seed)
             tell(f"quantising it with {len(chosen)} images")
@@ -132,7 +132,7 @@ def export_model(
             exported = load_exported(folder)
             if data is not None and before is not None:
                 tell("measuring it again")
-                after = evaluate(exported, data)
+                after = _measure(exported, data)
                 _check_ap(before.segm["AP"], after.segm["AP"], max_ap_drop)
         _replace(output, folder)
     return ExportReport(output, differences, before, after)
@@ -265,13 +265,33 @@ def _drawn_pictures() -> Iterator[Pixels]:
         yield noisy.clip(0, 255).astype(np.uint8)
 
 
-def _check_ap(before: float | None, after: float | None, max_drop: float) -> None:
+def _measure(exported: Predictor, data: CocoData) -> Metrics:
+    """Evaluate on data that can tell something.
+
+    Raises:
+        ExportError: if an image fails, or there is nothing to find: such figures would hide a loss.
+    """
+    found = evaluate(exported, data)
+    if found.failures:
+        raise ExportError(
+            f"nothing written: {len(found.failures)} of {found.images} images of "
+            f"{data.annotations} cannot be measured, the first: {found.failures[0].reason} Repair "
+            "them or take them out of the annotations."
+        )
+    if found.segm["AP"] is None:
+        raise ExportError(
+            f"nothing written: {data.annotations} has no object of the model's classes, so nothing "
+            "can be measured: give others, or none."
+        )
+    return found
+
+
+def _check_ap(before: float, after: float, max_drop: float) -> None:
     """Compare mask AP.
 
     Raises:
         ExportError: if too much of it is lost.
     """
-    before, after = before or 0.0, after or 0.0  # None where there is nothing to find
     drop = 100 * (before - after)
     if drop > max_drop:
         raise ExportError(

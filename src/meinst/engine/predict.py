@@ -58,8 +58,9 @@ def predict_files(
     ``predictions.json`` (COCO results: ``image_id``, ``category_id``, ``bbox``, ``score``,
     ``segmentation`` as RLE of the original size) and ``images.json`` (which ids are which files
     and classes), so that ``COCO("images.json").loadRes("predictions.json")`` works. An image
-    that fails is noted and left out; if all fail, neither JSON file is written. Files are
-    written whole or not at all, and none of the sources is ever overwritten.
+    that fails is noted and left out; if all fail, neither JSON file is written. If the run is
+    broken off, they hold what was done. Files are written whole or not at all, and nothing is
+    overwritten but what an earlier run wrote, as its ``images.json`` tells.
 
     Args:
         model: in evaluation mode.
@@ -74,7 +75,7 @@ def predict_files(
         What became of each image, in the same order.
 
     Raises:
-        OSError: if the folder or its JSON files cannot be written.
+        OSError: if the folder or its JSON files cannot be written, or are of somebody else.
         ValueError: if a threshold is out of range.
     """
     given = {"score_threshold": score_threshold, "max_detections": max_detections}
@@ -94,36 +95,47 @@ def predict_files(
         max_detections=selection.max_detections,
     )
     start = time.perf_counter()
-    for image_id, (one, name) in enumerate(zip(stream, names, strict=True), start=1):
-        source = one.source
-        counts: dict[str, int] = {}
-        error = None
-        try:
-            pixels, found = one.result()
-            write_atomically(output / name, _jpeg(found.draw(pixels)))
-            results += found.to_coco(image_id)
-            height, width = found.image_size
-            images.append(
-                {"id": image_id, "file_name": str(source), "width": width, "height": height}
-                | {"overlay": name}
-            )
-            labels = Counter(model.class_names[label] for label in found.labels.tolist())
-            counts = dict(labels.most_common())
-        except EXPECTED as failure:
-            error = str(failure) or type(failure).__name__
-        end = time.perf_counter()
-        overlay = None if error else output / name
-        outcome = ImageResult(source, overlay, counts, (end - start) * 1000, error)
-        start = end
-        outcomes.append(outcome)
-        if on_image is not None:
-            on_image(outcome)
-    if images:
-        categories = [{"id": i, "name": name} for i, name in enumerate(model.class_names, start=1)]
-        content = {"images": images, "categories": categories, "annotations": []}
-        write_atomically(output / RESULTS, json.dumps(results).encode())
-        write_atomically(output / IMAGES, json.dumps(content, indent=1).encode())
+    try:
+        for image_id, (one, name) in enumerate(zip(stream, names, strict=True), start=1):
+            source = one.source
+            counts: dict[str, int] = {}
+            error = None
+            try:
+                pixels, found = one.result()
+                write_atomically(output / name, _jpeg(found.draw(pixels)))
+                results += found.to_coco(image_id)
+                height, width = found.image_size
+                images.append(
+                    {"id": image_id, "file_name": str(source), "width": width, "height": height}
+                    | {"overlay": name}
+                )
+                labels = Counter(model.class_names[label] for label in found.labels.tolist())
+                counts = dict(labels.most_common())
+            except EXPECTED as failure:
+                error = str(failure) or type(failure).__name__
+            end = time.perf_counter()
+            overlay = None if error else output / name
+            outcome = ImageResult(source, overlay, counts, (end - start) * 1000, error)
+            start = end
+            outcomes.append(outcome)
+            if on_image is not None:
+                on_image(outcome)
+    finally:  # also of a run that is broken off: its overlays are there
+        if images:
+            _write_results(output, model.class_names, images, results)
     return outcomes
+
+
+def _write_results(
+    output: Path,
+    class_names: Sequence[str],
+    images: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+) -> None:
+    categories = [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
+    content = {"images": images, "categories": categories, "annotations": []}
+    write_atomically(output / RESULTS, json.dumps(results).encode())
+    write_atomically(output / IMAGES, json.dumps(content, indent=1).encode())
 
 
 def check_folder(folder: Path) -> None:
@@ -146,10 +158,14 @@ def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
     """A file name in ``output`` for each source: its stem, with a number where that is taken.
 
     Names that differ in case alone count as the same, for file systems that think so; the
-    sources themselves are taken.
+    sources themselves are taken, and all else in the folder but what an earlier run wrote.
+
+    Raises:
+        FileExistsError: if the folder holds files named as the results that are none.
     """
     folder = output.resolve()
-    taken = {source.name.casefold() for source in sources if source.resolve().parent == folder}
+    taken = {entry.name.casefold() for entry in folder.iterdir()} - _written_before(output)
+    taken |= {source.name.casefold() for source in sources if source.resolve().parent == folder}
     names = []
     for source in sources:
         name, number = f"{source.stem}.jpg", 1
@@ -159,6 +175,22 @@ def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def _written_before(output: Path) -> set[str]:
+    """Names of the overlays of an earlier run, case folded."""
+    try:
+        content = json.loads((output / IMAGES).read_bytes())
+        return {image["overlay"].casefold() for image in content["images"]}
+    except FileNotFoundError:
+        if not (output / RESULTS).exists():
+            return set()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise FileExistsError(
+        f"{output}: holds an {IMAGES} or a {RESULTS} that is not of `meinst predict`; choose "
+        "another --output."
+    )
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

@@ -25,6 +25,7 @@ from meinst.engine.checkpoint import (
     EXPORT_FORMAT,
     ModelFileError,
     build_codec,
+    list_models,
     load_model,
     load_tensors,
     read_described,
@@ -98,7 +99,7 @@ def load(name_or_path: str | Path) -> Predictor:
         ImportError: if the engine of an exported model is not installed.
     """
     path = Path(name_or_path)
-    if path.is_dir():
+    if path.is_dir() and str(name_or_path) not in list_models():
         return load_exported(path)
     model = load_model(name_or_path)
     model.backbone.fold_norms()

@@ -65,6 +65,11 @@ def train(options: TrainOptions) -> Path:
     check_folder(options.output)
     train_data = read_coco(options.train_annotations, options.train_images)
     val_data = read_coco(options.val_annotations, options.val_images)
+    if len(val_data.images) < world:
+        raise ValueError(
+            f"{val_data.annotations}: {len(val_data.images)} images for {world} processes, each of "
+            "which needs one to validate on: give more images or fewer --devices."
+        )
     for data in (train_data, val_data):
         if str(data.report):
             log.warning("%s:\n%s", data.annotations, data.report)
@@ -94,7 +99,9 @@ def train(options: TrainOptions) -> Path:
     trainee = Trainee(model, recipe, val_data, seed)
     # Lightning's notes on the machine and its products are no news of this run.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    trainer = _make_trainer(options, recipe, accumulate, last)
+    validate_every = min(recipe.schedule.validate_every, recipe.schedule.iterations)
+    saving = LastCheckpoint(last, options.checkpoint_every, validate_every)
+    trainer = _make_trainer(options, recipe, accumulate, saving)
     # Frozen batch norms are meant; so is resuming between epochs: draws are numbered, see Draws.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
@@ -104,7 +111,7 @@ def train(options: TrainOptions) -> Path:
         ckpt_path = last if options.resume else None
         trainer.fit(trainee, data_module, ckpt_path=ckpt_path, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to SIGTERM and to Ctrl-C
-        hint = f"stopped at update {trainer.global_step}; go on with --resume"
+        hint = f"stopped at update {trainer.global_step}, " + _way_on(saving.saved)
         if trainer.received_sigterm:
             log.warning(hint)
             raise SystemExit(128 + signal.SIGTERM) from stop
@@ -130,16 +137,22 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _make_trainer(options: TrainOptions, recipe: Recipe, accumulate: int, last: Path) -> L.Trainer:
+def _way_on(saved: int) -> str:
+    if not saved:
+        return "before anything was saved: begin again, in another --output or this one"
+    return f"saved at {saved}; go on from there with --resume"
+
+
+def _make_trainer(
+    options: TrainOptions, recipe: Recipe, accumulate: int, saving: LastCheckpoint
+) -> L.Trainer:
     schedule = recipe.schedule
     callbacks: list[Any] = [
-        BestCheckpoint(last.parent, MONITORED),
+        BestCheckpoint(saving.path.parent, MONITORED),
         LearningRateMonitor("step"),
         ResumableBar(refresh_rate=5),
+        saving,  # after BestCheckpoint, whose best score is part of the state
     ]
-    validate_every = min(schedule.validate_every, schedule.iterations)
-    # After BestCheckpoint, whose best score is part of the state.
-    callbacks.append(LastCheckpoint(last, options.checkpoint_every, validate_every))
     if recipe.optimizer.ema_decay:
         callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))
     return L.Trainer(
@@ -151,7 +164,7 @@ def _make_trainer(options: TrainOptions, recipe: Recipe, accumulate: int, last: 
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=recipe.optimizer.clip_norm or None,
-        val_check_interval=validate_every * accumulate,
+        val_check_interval=saving.validate_every * accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         enable_model_summary=False,

@@ -22,7 +22,13 @@ from meinst.detector.losses import compute_losses
 from meinst.detector.meinst import MEInst
 from meinst.detector.select import SelectOptions
 from meinst.engine.config import Recipe
-from meinst.engine.evaluate import coco_metrics, find_results, ground_truth, match_classes
+from meinst.engine.evaluate import (
+    ClassMatch,
+    coco_metrics,
+    find_results,
+    ground_truth,
+    match_classes,
+)
 from meinst.engine.schedule import lr_factor, make_optimizer
 from meinst.types import HeadOutputs, Target
 
@@ -50,6 +56,9 @@ class Trainee(L.LightningModule):
         self.validation = validation
         self.seed = seed
         self.classes = match_classes(model.class_names, validation)
+        # Read once: the file may change while the run goes on.
+        self.truth = ground_truth(validation)
+        _check_objects(self.truth, self.classes, validation)
         self.results: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
 
@@ -99,7 +108,9 @@ class Trainee(L.LightningModule):
         for index in batch:
             record = self.validation.images[index]
             try:
-                self.results += find_results(self.model, record, self.classes, limit)
+                # In float32, as `meinst evaluate` will measure it.
+                with torch.autocast(self.device.type, enabled=False):
+                    self.results += find_results(self.model, record, self.classes, limit)
             except ImageError as error:  # hours of training are worth more than one image
                 log.warning("counts as having no detections: %s", error)
 
@@ -114,7 +125,7 @@ class Trainee(L.LightningModule):
         if self.trainer.sanity_checking:
             return
         metrics = coco_metrics(
-            ground_truth(self.validation),
+            self.truth,
             results,
             self.model.selection.max_detections,
             self.classes.matched_ids,
@@ -145,6 +156,21 @@ class Trainee(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def _check_objects(truth: Mapping[str, Any], classes: ClassMatch, validation: CocoData) -> None:
+    """Refuse data on which every model has AP 0: the first weights would be kept as the best.
+
+    Raises:
+        ValueError: if there is no object of the model's classes but crowds.
+    """
+    matched = set(classes.matched_ids)
+    if not any(e["category_id"] in matched and not e.get("iscrowd") for e in truth["annotations"]):
+        raise ValueError(
+            f"{validation.annotations}: no usable object of the model's classes "
+            f"({len(truth['annotations'])} annotations are usable), so nothing can be validated: "
+            "give validation data with objects."
+        )
 
 
 def tune_selection(selection: SelectOptions, metrics: Mapping[str, float]) -> SelectOptions:

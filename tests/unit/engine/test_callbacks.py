@@ -8,7 +8,9 @@ from torch.optim.swa_utils import AveragedModel
 
 pytest.importorskip("lightning")
 
-from meinst.engine.callbacks import BestCheckpoint, make_ema
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from meinst.engine.callbacks import BestCheckpoint, LastCheckpoint, make_ema
 
 
 def test_the_average_forgets_its_beginning_first_and_reaches_its_decay() -> None:
@@ -39,3 +41,25 @@ def test_the_best_score_goes_with_a_folder_that_is_moved(tmp_path: Path) -> None
     trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool))
     assert not after.check_monitor_top_k(trainer, torch.tensor(0.49))
     assert after.check_monitor_top_k(trainer, torch.tensor(0.51))
+
+
+def test_checkpoints_are_of_whole_updates_alone(tmp_path: Path) -> None:
+    """Updates of three batches, saved at every second, validated at every fourth."""
+    saved: list[int] = []
+    trainer = SimpleNamespace(
+        global_step=2,
+        accumulate_grad_batches=3,
+        save_checkpoint=lambda _: saved.append(trainer.global_step),
+    )
+    saving = LastCheckpoint(tmp_path / "last.ckpt", every=2, validate_every=4)
+    saving.on_train_start(trainer)  # type: ignore[arg-type]
+    assert saving.saved == 2  # where it was resumed
+    for batch in range(6, 21):
+        trainer.global_step = (batch + 1) // 3
+        saving.on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]
+        before = len(saved)
+        saving.on_exception(trainer, None, SIGTERMException())  # type: ignore[arg-type]
+        whole = batch % 3 == 2 and trainer.global_step % 4 != 0
+        assert len(saved) - before == whole
+    # 6 by itself; 3, 5, 6 and 7 by the signals; 4 is validated first
+    assert saved == [3, 5, 6, 6, 7]

@@ -61,6 +61,16 @@ def test_no_results_and_no_objects() -> None:
     assert nothing_there["segm"]["per_class"] == {"cell": dict.fromkeys(names)}
 
 
+def test_what_is_not_measured_may_be_of_any_kind() -> None:
+    """CVAT writes numbers for dates; others leave licences open or write them as text."""
+    box = (10, 10, 40, 40)
+    content = truth(box)
+    content["images"][0] |= {"date_captured": 0, "license": "", "coco_url": 0, "flickr_url": []}
+    content["categories"][0] |= {"supercategory": 0}
+    content |= {"info": 0, "licenses": [{"id": "x"}]}
+    assert coco_metrics(content, [result(0.9, box)])["segm"]["AP"] == pytest.approx(1.0)
+
+
 def test_one_of_two_found() -> None:
     # Precision 1 up to recall 1/2, which 51 of the 101 recall levels reach: AP = 51 / 101.
     found = [result(0.9, (10, 10, 40, 40)), result(0.8, (150, 150, 40, 40))]

@@ -92,6 +92,16 @@ def test_levels_beyond_the_padding_round_up(tiny_model: MEInst) -> None:
     assert said.points.shape == (counts, 2)
 
 
+def test_a_folder_does_not_hide_a_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load("photos"), MEInst)
+    with pytest.raises(ModelFileError, match="a folder, but no export"):
+        load(tmp_path / "photos")
+
+
 def test_load_takes_files_and_folders(
     tiny_model_file: Path, folder: Path, eager_engine: list[np.ndarray]
 ) -> None:
