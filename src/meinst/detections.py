@@ -103,13 +103,13 @@ class Detections:
         Raises:
             IndexError: If there is no such detection, or a bool mask has another length.
         """
-        chosen: slice | Tensor
-        if isinstance(index, slice):
-            chosen = index
-        else:
-            chosen = torch.as_tensor(index, device=self.scores.device).reshape(-1)
-            if not chosen.numel():
-                chosen = chosen.long()
+        if isinstance(index, slice):  # as numbers: torch knows no negative steps
+            index = list(range(len(self))[index])
+        elif isinstance(index, np.ndarray):
+            index = np.ascontiguousarray(index)  # nor reversed arrays
+        chosen = torch.as_tensor(index, device=self.scores.device).reshape(-1)
+        if not chosen.numel():
+            chosen = chosen.long()
         return replace(
             self,
             boxes=self.boxes[chosen],

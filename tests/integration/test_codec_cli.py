@@ -119,6 +119,22 @@ def test_evaluate_tells_what_it_leaves_out(
     assert second == "warning: not measured, the codec does not know them: cube"
 
 
+def test_compare_keeps_what_it_measured_before_a_fault(
+    drawn_data: DrawnData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = drawn_data.content()
+    few["annotations"] = few["annotations"][:6]
+    fit = tmp_path / "few.json"
+    fit.write_text(json.dumps(few))
+    folder = tmp_path / "sweep"
+    options = ("--fit", fit, "--kinds", "dct", "autoencoder", "--components", 30)
+    sizes = ("--mask-sizes", 14, "--output", folder)
+    assert run("compare", drawn_data.annotations, *options, *sizes) == 2
+    assert "error:" in capsys.readouterr().err
+    with (folder / "compare.csv").open(newline="") as file:
+        assert [row["kind"] for row in csv.DictReader(file)] == ["dct"]
+
+
 def test_compare_writes_tables_and_a_plot(
     drawn_data: DrawnData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,6 +129,28 @@ def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no command `codec forge`; choose of fit, merge," in capsys.readouterr().err
 
 
+def test_sums_are_kept_where_they_alone_make_no_codec(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, sums = written(tmp_path / "one.json", drawn(1)), tmp_path / "one.moments"
+    assert run("fit", one, "--output", tmp_path / "one.npz", "--moments", sums, *SMALL) == 2
+    assert "no codec can be fitted" in capsys.readouterr().err
+    assert load_moments(sums).count == 1
+
+
+def test_what_an_autoencoder_is_not_fitted_on_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = partial(AutoencoderCodec, hidden=6, iterations=4)
+    monkeypatch.setattr(codec_fit, "AutoencoderCodec", small)
+    faulty = written(
+        tmp_path / "f.json", [*drawn(20), rectangle(99, 5, 5, 9, 9, bbox=[5, 5, 0, 9])]
+    )
+    output = tmp_path / "ae.npz"
+    assert run("fit", faulty, "--output", output, "--kind", "autoencoder", *SMALL) == 0
+    assert f"warning: {faulty}: " in capsys.readouterr().err
+
+
 def test_class_sums_serve_codecs_without_classes(train: Path, tmp_path: Path) -> None:
     sums = tmp_path / "classes.moments"
     one, other = tmp_path / "one.npz", tmp_path / "other.npz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from meinst.cli.codec_output import told_warnings
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from meinst.data.coco import Report
     from meinst.engine.codec_compare import CompareRow
 
 EXAMPLES = """
@@ -78,8 +80,18 @@ def run(arguments: Sequence[str]) -> int:
     bar = Progress(console=errors, transient=True, disable=not errors.is_terminal)
     with told_warnings(), bar as progress:
         task = progress.add_task("settings", total=len(settings))
-        rows = compare_codecs(settings, data, options.fit, lambda _: progress.advance(task))
-    write_rows(rows, options.output)
+        rows: list[CompareRow] = []
+
+        def keep(row: CompareRow) -> None:
+            rows.append(row)
+            write_rows(rows, options.output)  # learned kinds take minutes each: nothing is lost
+            progress.advance(task)
+
+        def tell(path: Path, report: Report) -> None:
+            if options.fit and str(report):  # those of the files measured on are told already
+                warnings.warn(f"{path}: {report}", stacklevel=2)
+
+        compare_codecs(settings, data, options.fit, keep, tell)
     if find_spec("matplotlib") is None:
         print("for plots: pip install 'meinst[train]'", file=sys.stderr)
     else:

@@ -14,6 +14,7 @@ from meinst.cli.codec_output import check_file, mask_progress, told_warnings
 
 if TYPE_CHECKING:
     from meinst.codecs import Codec
+    from meinst.data.coco import Report
     from meinst.data.mask_stream import MaskFilter
     from meinst.engine.config import CodecOptions
 
@@ -119,8 +120,7 @@ def _fit_by_moments(options: FitArguments, wanted: CodecOptions, chosen: MaskFil
             on_masks=advance,
         )
     for path, report in zip(options.annotations, counts.reports, strict=True):
-        for line in str(report).splitlines():  # of a process's own share, where there are several
-            print(f"warning: {path}:", line, file=sys.stderr)
+        _tell(path, report)  # of a process's own share, where there are several
     moments = counts.moments[options.mask_size]
     if world > 1:
         torch.distributed.init_process_group("gloo")
@@ -128,9 +128,9 @@ def _fit_by_moments(options: FitArguments, wanted: CodecOptions, chosen: MaskFil
         torch.distributed.destroy_process_group()
     if rank:
         return 0
-    codec = _fitted(lambda: fitted_codec(wanted, moments), options.annotations)
-    if options.moments is not None:
+    if options.moments is not None:  # first: with others they may serve where they alone do not
         moments.save(options.moments)
+    codec = _fitted(lambda: fitted_codec(wanted, moments), options.annotations)
     return _save(codec, options.output, f" from {moments.count:,} masks")
 
 
@@ -151,10 +151,16 @@ def _fit_on_masks(options: FitArguments, wanted: CodecOptions, chosen: MaskFilte
             options.seed,
             chosen,
             on_masks=advance,
+            on_report=_tell,
         )
     with mask_progress(codec.iterations, noun="steps") as advance:
         _fitted(lambda: codec.fit(masks, on_step=lambda _: advance(1)), options.annotations)
     return _save(codec, options.output, f" from {len(masks):,} masks")
+
+
+def _tell(path: Path, report: Report) -> None:
+    for line in str(report).splitlines():
+        print(f"warning: {path}:", line, file=sys.stderr)
 
 
 def _fitted(fit: Callable[[], Codec], annotations: Sequence[Path]) -> Codec:

@@ -50,9 +50,11 @@ def told_warnings() -> Iterator[None]:
     """Warnings as lines on the error stream, without their place in the code."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        print("warning:", " ".join(str(warning.message).split()), file=sys.stderr)
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(str(warning.message) for warning in caught):
+                print("warning:", " ".join(text.split()), file=sys.stderr)
 
 
 def check_file(path: Path, option: str = "--output") -> None:

@@ -239,8 +239,8 @@ class PCACodec(LinearCodec):
 
         Args:
             path: the ``.npz`` file.
-            sigmoid: for a published file, which says it in its name (``sigmoidTrue``) alone;
-                unsaid means ``True``. For others it overrides what the file says.
+            sigmoid: overrides what the file says: a published one by its name alone
+                (``sigmoidTrue``), where a name that says nothing means ``True``.
             whiten: likewise (``whitenTrue``).
             class_names: names of a published class-specific file's bases, in their order;
                 unsaid they are called ``"1"``, ``"2"``, ...
@@ -268,7 +268,7 @@ class PCACodec(LinearCodec):
 
 
 def _published_config(file: CodecFile, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """The hyper-parameters that a published file's shapes tell."""
+    """The hyper-parameters that a published file's shapes and name tell."""
     components = file.require("components_c")
     if components.ndim != 3 or not len(components):
         raise file.error("components_c must have the shape (1 or C, K, D)", components.shape)
@@ -282,8 +282,8 @@ def _published_config(file: CodecFile, class_names: Sequence[str] | None) -> dic
         "kind": "pca",
         "n_components": count,
         "mask_size": math.isqrt(size),
-        "sigmoid": True,
-        "whiten": True,
+        "sigmoid": "sigmoidFalse" not in file.path.name,
+        "whiten": "whitenFalse" not in file.path.name,
     }
     if bases > 1 or class_names is not None:
         names = [str(n + 1) for n in range(bases)] if class_names is None else list(class_names)

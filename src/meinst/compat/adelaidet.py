@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from meinst.codecs import PCACodec
+from meinst.codecs.linear import LinearCodec
 from meinst.compat.coco_classes import COCO_CLASSES
 from meinst.compat.detectron import detectron_name
 from meinst.compat.errors import ForeignFileError, first_few
@@ -208,8 +209,16 @@ def to_adelaidet(model: MEInst, where: str = "this model") -> dict[str, Tensor]:
         where: its name, for the error.
 
     Raises:
-        ForeignFileError: if the network is none that AdelaiDet's MEInst could be.
+        ForeignFileError: if the network is none that AdelaiDet's MEInst could be, or its codec
+            is no linear one for all classes.
     """
+    codec = model.codec
+    if not isinstance(codec, LinearCodec) or codec.class_names is not None:
+        what = codec.kind if codec.class_names is None else "a basis for each class"
+        raise ForeignFileError(
+            f"{where}: its codec ({what}) has no counterpart in AdelaiDet, which knows one linear "
+            "basis for all classes."
+        )
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     return {
         key: place.view(state).clone(memory_format=torch.contiguous_format)

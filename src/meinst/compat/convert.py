@@ -20,9 +20,10 @@ from meinst.compat.adelaidet import (
 from meinst.compat.coco_classes import COCO_CLASSES
 from meinst.compat.detectron import from_detectron, is_backbone
 from meinst.compat.sources import HUB, ForeignWeights, locate, read_weights, refuse_others
+from meinst.detector.meinst import MEInst
 from meinst.engine.backbone_file import save_backbone
 from meinst.engine.checkpoint import load_model, save_model
-from meinst.engine.config import load_recipe
+from meinst.engine.config import Recipe, load_recipe
 from meinst.files import write_atomically
 
 
@@ -95,15 +96,10 @@ def convert_back(source: str, output: Path) -> Conversion:
     buffer = io.BytesIO()
     torch.save({"model": state}, buffer)
     write_atomically(output, buffer.getvalue())
-    fitting = [
-        name
-        for name in PUBLISHED
-        if (published := load_recipe(name)).model == model.options
-        and published.image_size == model.image_size
-    ]
+    fitting = [name for name in PUBLISHED if _is_of(model, load_recipe(name))]
     note = (
-        "no published configuration is this network's: set input, strides and thresholds of "
-        "AdelaiDet's to those of the model."
+        "no published configuration is this network's: set input, strides, thresholds and mask "
+        "encoding of AdelaiDet's to those of the model."
     )
     return Conversion(
         found="a model of meinst",
@@ -111,6 +107,14 @@ def convert_back(source: str, output: Path) -> Conversion:
         recipe=" or ".join(fitting) or "one of its own",
         notes=() if fitting else (note,),
     )
+
+
+def _is_of(model: MEInst, recipe: Recipe) -> bool:
+    """Whether a recipe's network, input and mask encoding are a model's."""
+    codec = model.codec.get_config()
+    keys = ("n_components", "mask_size", "sigmoid", "whiten")
+    same_codec = all(codec.get(key) == getattr(recipe.codec, key) for key in keys)
+    return same_codec and (recipe.model, recipe.image_size) == (model.options, model.image_size)
 
 
 def _convert_model(

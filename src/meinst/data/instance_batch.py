@@ -24,6 +24,7 @@ CLIP_TOLERANCE = 1.0
 Integers: TypeAlias = NDArray[np.int64]
 Truths: TypeAlias = NDArray[np.bool_]
 
+_UNPACKED = 64  # bitmaps held as pixels at once: they may be as large as their images
 _SHORTEST = 6  # numbers of a polygon: those of three points
 # Stands where there is no box, or no usable one.
 _UNIT_BOX = [0.0, 0.0, 1.0, 1.0]
@@ -64,13 +65,15 @@ class InstanceBatch:
         if self.bitmaps:
             rows = list(self.bitmaps)
             bitmaps = list(self.bitmaps.values())
-            masks[rows] = sample_bitmaps(
-                [bitmap.array() for bitmap in bitmaps],
-                np.array([bitmap.offset for bitmap in bitmaps]),
-                self.boxes[rows],
-                size,
-                np.array([bitmap.image_size for bitmap in bitmaps]),
-            )
+            for start in range(0, len(rows), _UNPACKED):
+                part, some = rows[start : start + _UNPACKED], bitmaps[start : start + _UNPACKED]
+                masks[part] = sample_bitmaps(
+                    [bitmap.array() for bitmap in some],
+                    np.array([bitmap.offset for bitmap in some]),
+                    self.boxes[part],
+                    size,
+                    np.array([bitmap.image_size for bitmap in some]),
+                )
         return masks
 
     def select(self, keep: Truths) -> InstanceBatch:

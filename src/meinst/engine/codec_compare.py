@@ -12,9 +12,9 @@ from pathlib import Path
 
 from meinst.codecs import AutoencoderCodec, Codec, DCTCodec, GridCodec, Moments, PCACodec
 from meinst.codecs.kinds import KINDS
-from meinst.data.coco import CocoData
+from meinst.data.coco import CocoData, Report
 from meinst.engine.codec_evaluate import CodecScores, score_codec
-from meinst.engine.codec_fit import MOST_HELD_MASKS, count_masks, sample_masks
+from meinst.engine.codec_fit import MOST_HELD_MASKS, MaskCounts, count_masks, sample_masks
 from meinst.engine.codec_truth import gather_truth
 from meinst.files import write_atomically
 
@@ -116,6 +116,7 @@ def compare_codecs(
     data: Sequence[CocoData],
     fit: Sequence[Path] = (),
     on_row: Callable[[CompareRow], None] | None = None,
+    on_report: Callable[[Path, Report], None] = lambda *_: None,
 ) -> list[CompareRow]:
     """Measure settings on the same instances.
 
@@ -128,6 +129,8 @@ def compare_codecs(
         data: what to measure on.
         fit: annotation files that learned codecs are fitted on; by default those of ``data``.
         on_row: called after each setting.
+        on_report: called with what reading a file to fit on left out or put right, whenever one
+            is read.
 
     Raises:
         FileNotFoundError: a file to fit on does not exist.
@@ -139,7 +142,7 @@ def compare_codecs(
     truth = gather_truth(data)
     images = list(truth.images())
     rows = []
-    for codec in _codecs(settings, list(fit) or [one.annotations for one in data]):
+    for codec in _codecs(settings, list(fit) or [one.annotations for one in data], on_report):
         start = time.perf_counter()
         scores = score_codec(codec, truth, images)
         rows.append(_row(codec, scores, time.perf_counter() - start))
@@ -148,13 +151,20 @@ def compare_codecs(
     return rows
 
 
-def _codecs(settings: Sequence[Setting], fit: Sequence[Path]) -> Iterator[Codec]:
+def _codecs(
+    settings: Sequence[Setting],
+    fit: Sequence[Path],
+    on_report: Callable[[Path, Report], None],
+) -> Iterator[Codec]:
     """Make the codecs one after the other; learned ones are fitted when their turn comes."""
     lengths: dict[int, list[int]] = {}
     for one in settings:
         if one.kind == "pca":
             lengths.setdefault(one.mask_size, []).append(one.n_components)
-    moments = count_masks(fit, list(lengths)).moments if lengths else {}
+    counts = count_masks(fit, list(lengths)) if lengths else MaskCounts({}, ())
+    moments = counts.moments
+    for path, report in zip(fit, counts.reports, strict=False):  # of none, where none was read
+        on_report(path, report)
     fitted: dict[int, PCACodec] = {}
     for one in settings:
         count, size = one.n_components, one.mask_size
@@ -169,7 +179,7 @@ def _codecs(settings: Sequence[Setting], fit: Sequence[Path]) -> Iterator[Codec]
         elif one.kind == "grid":
             yield GridCodec(count, size)
         else:
-            masks = sample_masks(fit, size, MOST_HELD_MASKS, seed=0)
+            masks = sample_masks(fit, size, MOST_HELD_MASKS, seed=0, on_report=on_report)
             yield AutoencoderCodec(count, size).fit(masks)
 
 

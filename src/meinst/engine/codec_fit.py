@@ -219,6 +219,7 @@ def sample_masks(
     seed: int,
     chosen: MaskFilter | None = None,
     on_masks: Callable[[int], None] = lambda _: None,
+    on_report: Callable[[Path, Report], None] = lambda *_: None,
 ) -> Tensor:
     """At most ``limit`` masks of annotation files, each as likely as any other.
 
@@ -229,6 +230,7 @@ def sample_masks(
         seed: the same gives the same masks.
         chosen: which annotations count.
         on_masks: called with a number of masks whenever so many more were read.
+        on_report: called after each file with what reading it left out or put right.
 
     Returns:
         ``(N, S, S)`` uint8, in the order of the files where none had to be left out.
@@ -237,7 +239,8 @@ def sample_masks(
     held = np.empty((limit, mask_size, mask_size), dtype=np.uint8)
     seen = 0
     for path in annotations:
-        for batch in MaskStream(load_document(path, None), chosen):
+        stream = MaskStream(load_document(path, None), chosen)
+        for batch in stream:
             # Reservoir sampling (Vitter 1985, algorithm R): mask n takes one of n + 1 rows, of
             # which the first ones are held.
             number = np.arange(seen, seen + len(batch))
@@ -246,4 +249,5 @@ def sample_masks(
             held[row[new]] = batch.select(new).masks(mask_size)  # the last one stays in a row
             seen += len(batch)
             on_masks(len(batch))
+        on_report(path, stream.report)
     return torch.from_numpy(held[:seen])

@@ -120,6 +120,20 @@ def published() -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_a_published_files_name_tells_how_it_was_fitted(
+    sigmoid: bool, whiten: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / f"coco_class_agnosticTrue_whiten{whiten}_sigmoid{sigmoid}_60.npz"
+    np.savez(path, **published())
+    codec = load_codec(path)
+    assert isinstance(codec, PCACodec)
+    assert (codec.sigmoid, codec.whiten) == (sigmoid, whiten)
+    told = PCACodec.load(path, sigmoid=not sigmoid, whiten=not whiten)
+    assert (told.sigmoid, told.whiten) == (not sigmoid, not whiten)
+
+
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8", "<f2", "g"])
 def test_a_published_file_of_any_float(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "published.npz"

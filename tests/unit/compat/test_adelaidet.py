@@ -9,10 +9,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from meinst.codecs import GridCodec, PCACodec
 from meinst.compat.adelaidet import PUBLISHED, find_recipe, places, to_adelaidet
 from meinst.compat.coco_classes import COCO_CLASSES
 from meinst.compat.errors import ForeignFileError
-from meinst.detector.meinst import MEInst
+from meinst.detector.meinst import MEInst, ModelOptions
 from meinst.engine.config import RECIPES, load_recipe
 
 FILE = Path("m.pth")
@@ -219,6 +220,14 @@ def test_networks_without_published_names(tmp_path: Path, tiny_model: MEInst) ->
         find_recipe(published("r50_deform"), FILE, normed)
     with pytest.raises(ForeignFileError, match=r"tiny: .+backbone\.net\.conv_stem\.weight"):
         to_adelaidet(tiny_model, "tiny")
+
+
+def test_codecs_without_a_counterpart_are_refused() -> None:
+    codecs = {"grid": GridCodec(4, 14), "each class": PCACodec(4, 14, class_names=("a", "b"))}
+    for words, codec in codecs.items():
+        model = MEInst(("a", "b"), codec, ModelOptions(backbone="test_efficientnet", channels=32))
+        with pytest.raises(ForeignFileError, match=f"tiny: its codec .*{words}.* no counterpart"):
+            to_adelaidet(model, "tiny")
 
 
 def test_the_table_covers_each_tensor_once() -> None:
