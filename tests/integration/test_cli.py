@@ -204,6 +204,21 @@ def test_evaluate(
     assert f"{content['segm']['AP50']:.3f}" in captured.out
 
 
+def test_class_names_in_brackets_are_shown_as_they_are() -> None:
+    from rich.console import Console
+
+    from meinst.cli.evaluate import class_table
+    from meinst.engine.evaluate import ClassMatch, Metrics
+
+    summary = {"per_class": {"nut [m8]": {"AP": 0.5, "AP50": 0.5}, "a[/b]": {"AP": 1, "AP50": 1}}}
+    metrics = Metrics(summary, summary, 100, 1, 1, 1, ClassMatch((1, 2), (), ()), ())
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(class_table(metrics))
+    assert "nut [m8]" in shown.get()
+    assert "a[/b]" in shown.get()
+
+
 def test_evaluate_tells_of_broken_images(
     drawn_data: DrawnData,
     tiny_model_file: Path,

@@ -129,6 +129,32 @@ def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no command `codec forge`; choose of fit, merge," in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("fit", "train.json", "--output", "train.json"), "--output"),
+        (("fit", "train.json", "--output", "a.npz", "--moments", "a.npz"), "--moments"),
+        (("fit", "train.json", "--output", "a.npz", "--moments", "./train.json"), "--moments"),
+        (("merge", "a.moments", "--output", "a.moments"), "--output"),
+        (("show", "a.npz", "--output", "a.npz"), "--output"),
+    ],
+)
+def test_no_file_of_the_command_is_overwritten(
+    command: tuple[str, ...],
+    option: str,
+    train: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(train.parent)
+    before = train.read_bytes()
+    assert run(*command) == 2
+    told = capsys.readouterr().err
+    assert f"error: {option} " in told
+    assert "would overwrite a file of this command; give another." in told
+    assert train.read_bytes() == before
+
+
 def test_sums_are_kept_where_they_alone_make_no_codec(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -134,8 +134,10 @@ def _table(title: str) -> Table:
 
 
 def _add_row(table: Table, name: str, one: ShapeScores, ceiling: float | None) -> None:
+    from rich.markup import escape
+
     values = (one.mean_iou, one.iou_p1, one.iou_p5, one.iou_p25, one.mean_boundary_iou, ceiling)
-    table.add_row(name, f"{one.instances:,}", *map(_number, values))
+    table.add_row(escape(name), f"{one.instances:,}", *map(_number, values))
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.engine.codec_fit import unfitted_codec
     from meinst.engine.config import CodecOptions
 
-    check_file(options.output)
+    check_file(options.output, options.annotations)
     wanted = CodecOptions(
         kind=options.kind,
         n_components=options.components,
@@ -94,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
     unfitted_codec(wanted)  # refuses what cannot be, before the files are read
     if options.kind in ("pca", "dct"):
         if options.moments is not None:
-            check_file(options.moments, "--moments")
+            check_file(options.moments, (*options.annotations, options.output), "--moments")
         return _fit_by_moments(options, wanted, chosen)
     if options.moments is not None:
         raise ValueError(f"--moments holds what pca and dct learn from; {options.kind} does not.")

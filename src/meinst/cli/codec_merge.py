@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.engine.codec_fit import fitted_codec
     from meinst.engine.config import CodecOptions
 
-    check_file(options.output)
+    check_file(options.output, options.sums)
     moments = load_moments(options.sums[0])
     for path in options.sums[1:]:
         other = load_moments(path)

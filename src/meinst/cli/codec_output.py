@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,15 +57,22 @@ def told_warnings() -> Iterator[None]:
                 print("warning:", " ".join(text.split()), file=sys.stderr)
 
 
-def check_file(path: Path, option: str = "--output") -> None:
+def check_file(path: Path, others: Iterable[Path] = (), option: str = "--output") -> None:
     """Prove that a file can be written there before the work begins that fills it.
 
+    Args:
+        path: the file.
+        others: files that are read or written by the same command.
+        option: which option gave it.
+
     Raises:
-        ValueError: it is a folder.
+        ValueError: it is a folder, or one of the others.
         OSError: its folder cannot be written.
     """
     from meinst.engine.predict import check_folder
 
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder; give the name of a file.")
+    if path.resolve() in {other.resolve() for other in others}:
+        raise ValueError(f"{option} {path} would overwrite a file of this command; give another.")
     check_folder(path.parent)

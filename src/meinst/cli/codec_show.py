@@ -50,20 +50,17 @@ def run(arguments: Sequence[str]) -> int:
             f"drawing needs the package {error.name}: pip install 'meinst[train]'"
         ) from error
 
-    from meinst.cli.codec_output import mask_progress
+    from meinst.cli.codec_output import check_file, mask_progress
     from meinst.codecs import load_codec
     from meinst.data.coco import read_coco
     from meinst.engine.codec_evaluate import evaluate_codec
     from meinst.engine.codec_pairs import find_pairs, spread
     from meinst.engine.codec_sheet import codec_sheet
-    from meinst.engine.predict import check_folder
     from meinst.files import write_atomically
 
     if not 1 <= options.count <= MOST:
         raise ValueError(f"--count must be from 1 to {MOST}, got {options.count}.")
-    if options.output.is_dir():
-        raise ValueError(f"--output {options.output} is a folder; give the name of a file.")
-    check_folder(options.output.parent)
+    check_file(options.output, (options.codec, *options.annotations))
     codec = load_codec(options.codec)
     data = [read_coco(path) for path in options.annotations]
     for one in data:

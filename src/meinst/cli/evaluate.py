@@ -143,6 +143,7 @@ def summary_table(metrics: Metrics) -> Table:
 
 def class_table(metrics: Metrics) -> Table:
     """AP and AP50 of each class that has objects to find."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="classes")
@@ -153,7 +154,7 @@ def class_table(metrics: Metrics) -> Table:
         mask = metrics.segm["per_class"][name]
         values = (box["AP"], box["AP50"], mask["AP"], mask["AP50"])
         if any(value is not None for value in values):
-            table.add_row(name, *map(_number, values))
+            table.add_row(escape(name), *map(_number, values))
     return table
 
 

@@ -33,7 +33,7 @@ def read_pickle(path: Path) -> Any:
     """
     with path.open("rb") as file:
         try:
-            return _resolve(_Reader(file, encoding="latin1").load())
+            return _resolve(_Reader(file, encoding="latin1").load(), {})
         except _ForbiddenNameError as error:
             raise ForeignFileError(
                 f"{path}: a pickle that asks to run {error}; only NumPy arrays and plain "
@@ -128,11 +128,21 @@ class _Reader(pickle.Unpickler):
             raise _ForbiddenNameError(f"{module}.{name}") from None
 
 
-def _resolve(value: Any) -> Any:
+def _resolve(value: Any, known: dict[int, Any]) -> Any:
+    """Stand-ins replaced by arrays; what occurs twice is made once, and stays one object.
+
+    Otherwise a few hundred bytes, lists that hold the one before twice, would fill the memory.
+    """
+    if id(value) not in known:
+        known[id(value)] = _resolved(value, known)
+    return known[id(value)]
+
+
+def _resolved(value: Any, known: dict[int, Any]) -> Any:
     if isinstance(value, _Array):
         return value.resolve()
     if isinstance(value, dict):
-        return {key: _resolve(inner) for key, inner in value.items()}
+        return {key: _resolve(inner, known) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_resolve(inner) for inner in value)
+        return type(value)(_resolve(inner, known) for inner in value)
     return value

@@ -145,13 +145,6 @@ def bitmap_from_counts(counts: NDArray[np.int64], height: int, width: int) -> Bi
     return Bitmap((x1, y1, x2, y2), (height, width), kept, int(counts[1::2].sum()))
 
 
-def is_flat(part: Floats) -> bool:
-    """Whether all points of a polygon lie on one line, exactly."""
-    x, y = part[0::2] - part[0], part[1::2] - part[1]
-    farthest = int(np.argmax(np.abs(x) + np.abs(y)))
-    return not bool((x * y[farthest] - y * x[farthest]).any())
-
-
 def polygon_area(polygons: Polygons) -> float:
     """Sum of the parts' areas (shoelace formula), in square pixels; overlaps count twice."""
     total = 0.0

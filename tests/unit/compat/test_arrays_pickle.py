@@ -128,3 +128,16 @@ def test_the_stand_ins_cannot_be_changed(tmp_path: Path) -> None:
         with pytest.raises(ForeignFileError, match="damaged"):
             read_pickle(written(b"\x80\x02c" + name + b"\n" + state + b"b.", tmp_path))
     assert dict(vars(arrays_pickle._Bytes)) == before
+
+
+def test_what_occurs_twice_is_made_once(tmp_path: Path) -> None:
+    """Sixty lists, each the one before twice, would be 2 ** 60 of the innermost."""
+    array = np.arange(3.0)
+    nested: list[Any] = [array, array]
+    for _ in range(60):
+        nested = [nested, nested]
+    content = read_pickle(written(nested, tmp_path))
+    for _ in range(60):
+        assert content[0] is content[1]
+        content = content[0]
+    np.testing.assert_array_equal(content[1], array)

@@ -102,6 +102,19 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
         read_weights(path)
 
 
+def test_a_damaged_compressed_archive_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "m.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/data.pkl", b"0" * 5000)
+    content = bytearray(path.read_bytes())
+    content[30 + len("m/data.pkl")] = (
+        0xFF  # behind the header: a kind of block that deflate has not
+    )
+    path.write_bytes(content)
+    with pytest.raises(ForeignFileError, match=r"m\.pth: a truncated or damaged zip archive"):
+        read_weights(path)
+
+
 def _npz() -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, components_c=np.array([{}], dtype=object), allow_pickle=True)
