@@ -13,7 +13,7 @@ meinst convert MEInst_R_50_3x.pth r50_3x.safetensors
 meinst convert hf://ZjuCv/AdelaiDet/MEInst_R_50_3x.pth r50_3x.safetensors
 meinst convert MEInst_R_50_3x_512.pth r50_512.safetensors --recipe MEInst_R_50_3x_512
 meinst convert R-50.pkl r50.safetensors
-meinst convert runs/mine/best.safetensors mine.pth --to adelaidet
+meinst convert r50_3x.safetensors back.pth --to adelaidet
 """
 
 
@@ -36,7 +36,8 @@ class ConvertArguments:
         class_names: names of the classes, separated by commas, of a checkpoint trained on
             another data set; by default COCO's 80.
         to: adelaidet turns a model of meinst back to a checkpoint that AdelaiDet loads, the
-            same tensors bit for bit; by default the translation is to meinst.
+            same tensors bit for bit; for models of the recipes MEInst_R_50_* and other such
+            ResNets. By default the translation is to meinst.
     """
 
     source: str

@@ -260,13 +260,16 @@ class TrainOptions:
     """What a training run works on, and where.
 
     Attributes:
-        train_images: folder of the training images.
+        train_images: folder that the file names of the training images start from.
         train_annotations: their COCO-format annotations.
-        val_images: folder of the validation images.
+        val_images: folder that the file names of the validation images start from.
         val_annotations: their COCO-format annotations.
         output: folder of checkpoints, logs, curves and pictures.
-        recipe: a shipped recipe's name, or a YAML file, which holds what is different from the
-            recipe it names as its ``base``; by default that of ``init``, or ``default``.
+        recipe: default (10,000 updates, hours on two CPU cores), photos (few large objects, 26
+            minutes), nuclei (many small ones, two hours), a published one (MEInst_R_50_1x,
+            MEInst_R_50_1x_none, MEInst_R_50_3x, MEInst_R_50_3x_512), or a YAML file, which holds
+            what is different from the recipe it names as its ``base``; by default that of
+            ``init``, or ``default``.
         init: a shipped or trained model to start from; by default the backbone starts from
             ImageNet weights and the rest from scratch.
         backbone_weights: a file that meinst convert made of a backbone, to start the backbone
@@ -274,16 +277,17 @@ class TrainOptions:
         random_backbone: start the backbone from random weights too.
         codec: a fitted codec (.npz); by default that of ``init``, or one fitted on the
             training annotations.
-        resume: go on from the output folder's last checkpoint.
+        resume: go on from the output folder's last checkpoint, with the run's own recipe, codec,
+            weights and seed: ``init``, ``codec`` and ``seed`` are not looked at then.
         seed: of weights, order and augmentation.
         devices: processes, one for each device.
         num_nodes: machines.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         precision: Lightning's, for example ``32-true`` or ``bf16-mixed``; by default mixed on
             CPUs and GPUs with bfloat16.
-        images_per_device: images that a device takes at once; updates are accumulated to the
-            recipe's batch size, each part's losses with normalisers of its own. By default the
-            batch size divided by the devices.
+        images_per_device: images that a device takes at once; fewer need less memory, and
+            updates are accumulated to the recipe's batch size, each part's losses with
+            normalisers of its own. By default the batch size divided by the devices.
         workers: processes that prepare images, for each device.
         checkpoint_every: updates between two savings of the last checkpoint.
     """

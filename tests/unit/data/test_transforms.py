@@ -347,6 +347,10 @@ def test_color_jitter_by_hand() -> None:
         result = jitter_color(image, AugmentOptions(hue=0.5), seeded(seed))
         np.testing.assert_array_equal(result[1], image[1])
         assert sorted(result[0, 0].tolist())[::2] == pytest.approx([40, 200], abs=2)
+    turned = [jitter_color(image, AugmentOptions(hue=0.05), seeded(s))[0, 0] for s in range(40)]
+    assert len({tuple(pixel.tolist()) for pixel in turned}) > 8
+    # 0.05 of a circle is 0.3 of a sixth: the middle channel rises to 40 + 0.3 * 160 = 88 at most.
+    assert 80 < max(sorted(pixel.tolist())[1] for pixel in turned) <= 92
     np.testing.assert_array_equal(image, before)
 
 

@@ -196,3 +196,34 @@ def test_a_file_keeps_it(sighted: MEInst, tmp_path: Path) -> None:
 def test_a_backbone_without_a_finer_level_is_refused() -> None:
     with pytest.raises(ValueError, match="leave out level 0"):
         ModelOptions(backbone_levels=(0, 1), strides=(2, 4), distance_limits=(8,), sight_channels=4)
+
+
+@torch.no_grad()
+def test_sight_looks_into_its_own_box_of_its_own_resized_image(images: list[torch.Tensor]) -> None:
+    model = make_tiny_model(sight_channels=6)
+    assert model.refiner is not None
+    for parameter in model.refiner.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(5))
+    size = ImageSize(original=(128, 288), resized=(64, 96))  # y is twice, x three times as large
+    options = replace(model.selection, score_threshold=0.0)
+    outputs = model(images)
+    assert outputs.sight is not None
+    outputs = replace(outputs, sight=10 * outputs.sight)  # so that a wrong place shows
+    each = select_detections(
+        outputs, [size] * 2, model.codec, model.class_names, options, model.refiner
+    )
+    for index, found in enumerate(each):
+        assert len(found) > 3
+        assert found.corrections is not None
+        logits = model.codec.inverse_logits(found.codes, found.labels)
+        seen = found.boxes / torch.tensor([3.0, 2.0, 3.0, 2.0])
+
+        def corrected(image: int, boxes: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            places = torch.full((len(boxes),), image)
+            assert model.refiner is not None
+            return model.refiner.correct(outputs, places, boxes, logits)
+
+        wanted = corrected(index, seen, logits)
+        torch.testing.assert_close(found.corrections, wanted.half(), atol=5e-3, rtol=2e-3)
+        for other in (corrected(1 - index, seen, logits), corrected(index, found.boxes, logits)):
+            assert (wanted - other).abs().max() > 0.1

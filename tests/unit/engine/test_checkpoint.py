@@ -4,10 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_model
 from safetensors.torch import load_file, save_file
 
 from meinst import files
 from meinst.detector.meinst import MEInst
+from meinst.detector.select import SelectOptions
 from meinst.engine import checkpoint
 from meinst.engine.checkpoint import (
     FORMAT,
@@ -35,6 +37,13 @@ def test_a_saved_model_comes_back_whole(tiny_model: MEInst, tmp_path: Path) -> N
     assert torch.equal(ours.boxes, theirs.boxes)
     assert ours.rle() == theirs.rle()
     assert read_info(path).metrics == {"segm_AP": 0.5}
+
+
+def test_a_loaded_model_selects_as_the_saved_one(tmp_path: Path) -> None:
+    model = make_tiny_model()
+    model.selection = SelectOptions(0.1, 0.3, 50, 0.4, 7)  # nothing as by default
+    path = save_model(model, tmp_path / "m.safetensors")
+    assert load_model(path).selection == model.selection
 
 
 def test_half_files_are_smaller_and_keep_codec_and_norms(
