@@ -6,13 +6,15 @@ EfficientNet-Lite0 with ImageNet weights, a pyramid of 128 channels at strides 4
 box head, four-conv mask head; `nuclei` and `photos` name sizes, anchors and limits. Measured by
 this project's own ruler: masks pasted from 28 x 28 values by `meinst.ops.paste`, AP by
 `meinst.engine.evaluate`. The output folder gets the moving average of the weights
-(`ema.safetensors`) and `metrics.json`. Needs `pip install '.[train]'`.
+(`ema.safetensors`) and `metrics.json`; until then `last.pt`, from which the same command with
+`--resume` goes on where the run was broken off. Needs `pip install '.[train]'`.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import math
 import time
@@ -53,6 +55,7 @@ CHANNELS, NORM_GROUPS, LEVELS = 128, 32, ["0", "1", "2", "3"]
 BATCH, WARMUP, FINAL_FACTOR, EMA_DECAY = 2, 80, 0.01, 0.995
 OPTIMIZER = OptimizerOptions(lr=4e-4, backbone_lr_factor=0.5, weight_decay=0.02, clip_norm=5.0)
 ENDLESS, NOWHERE = 10**9, np.zeros((0, 4))
+KEPT, KEEP_EVERY = "last.pt", 200  # what a broken run resumes from; updates
 
 Truth = dict[str, Tensor]
 
@@ -217,11 +220,13 @@ def lr_factor(update: int, progress: float) -> float:
 
 
 def train(
-    model: MaskRCNN,
-    batches: Iterator[tuple[list[Tensor], list[Truth]]],
-    options: argparse.Namespace,
+    model: MaskRCNN, draws: Draws, options: argparse.Namespace
 ) -> tuple[nn.Module, int, float]:
-    """Train to the budget's end: the moving average in evaluation mode, images seen, seconds."""
+    """Train to the budget's end: the moving average in evaluation mode, images seen, seconds.
+
+    Every few updates all of it is kept in a file; with ``--resume`` it goes on from there, with the
+    same draws, and with the clock at what it showed then.
+    """
     rest = (model.backbone.fpn, model.rpn, model.roi_heads)
     optimizer = make_optimizer(model.backbone.backbone, rest, OPTIMIZER)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -231,6 +236,16 @@ def train(
     sums: Counter[str] = Counter()  # since the last line
     images = update = 0
     start = last = time.perf_counter()
+    parts = {"model": model, "average": average, "optimizer": optimizer}
+    if options.resume:
+        state = torch.load(options.output / KEPT, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["generator"])
+        update, images, start = state["update"], state["images"], start - state["seconds"]
+    sampler = DrawSampler(ENDLESS, start=images)
+    loader = DataLoader(draws, BATCH, sampler=sampler, num_workers=1, collate_fn=collate)
+    batches: Iterator[tuple[list[Tensor], list[Truth]]] = iter(loader)
     while True:
         elapsed = time.perf_counter() - start
         progress = images / options.images if options.images else elapsed / 60 / options.minutes
@@ -259,6 +274,12 @@ def train(
             means = ", ".join(f"{name} {sums[name] / sums['updates']:.3f}" for name in losses)
             print(f"update {update}, {images} images: {means}; {pace:.3f} s/image", flush=True)
             sums, last = Counter(), time.perf_counter()
+        if update % KEEP_EVERY == 0:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"update": update, "images": images, "seconds": time.perf_counter() - start}
+            state |= {"generator": torch.get_rng_state()}
+            torch.save(state, buffer := io.BytesIO())
+            write_atomically(options.output / KEPT, buffer.getvalue())
 
 
 @torch.inference_mode()
@@ -309,6 +330,7 @@ def main() -> None:
     budget.add_argument("--minutes", type=float, help="of training, by the clock")
     budget.add_argument("--images", type=int, help="to train on, each time counted")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true", help="go on with a run broken off")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision in training")
     parser.add_argument("--limit-images", type=int, help="measure on the first few images only")
@@ -323,9 +345,7 @@ def main() -> None:
     validation = read_coco(notes / "val.json", options.data / "val")
     assert training.category_ids == validation.category_ids
     model = build(setting, len(training.class_names))
-    draws, sampler = Draws(training, setting, options.seed), DrawSampler(ENDLESS)
-    loader = DataLoader(draws, BATCH, sampler=sampler, num_workers=1, collate_fn=collate)
-    average, images, seconds = train(model, iter(loader), options)
+    average, images, seconds = train(model, Draws(training, setting, options.seed), options)
     state = {name: tensor.contiguous() for name, tensor in average.state_dict().items()}
     write_atomically(options.output / "ema.safetensors", save(state))
     metrics, pace = measure(average, validation, setting, options.limit_images)
@@ -345,6 +365,7 @@ def main() -> None:
             print(f"at most {limit} detections, {kind}:", shown)
     content = json.dumps({**found, "metrics": metrics}, indent=2)
     write_atomically(options.output / "metrics.json", content.encode())
+    (options.output / KEPT).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

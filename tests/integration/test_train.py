@@ -34,6 +34,7 @@ model:
   strides: [8, 16, 32]
   distance_limits: [32, 64]
   channels: 16
+  sight_channels: 4
   head: {num_convs: 1, norm_groups: 4}
 codec: {n_components: 4, mask_size: 14}
 image_size: {shorter_side: 64, longer_side: 96}
@@ -224,6 +225,38 @@ def test_a_finished_run_resumed_changes_nothing_and_is_not_overwritten(
         train(options)
 
 
+def test_resuming_by_another_recipe_and_unmatched_classes_are_told(
+    finished: Path, drawn_data: DrawnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from meinst.engine.train import train
+
+    folder, longer, more = tmp_path / "run", tmp_path / "longer.yaml", tmp_path / "more.json"
+    shutil.copytree(finished, folder)
+    longer.write_text(RECIPE.replace("iterations: 8,", "iterations: 12,"))
+    content = drawn_data.content()
+    categories = [*content["categories"], {"id": 99, "name": "cone"}]
+    more.write_text(json.dumps(content | {"categories": categories}))
+    options = replace(make_options(drawn_data, longer, folder), val_annotations=more, resume=True)
+    train(options)
+    assert f"goes on by --recipe {longer}, not by its own {folder / 'recipe.yaml'}" in caplog.text
+    assert "more.json: not measured: categories that the model does not know: cone" in caplog.text
+    assert json.loads((folder / "metrics.json").read_text())["update"] in (4, 8, 12)
+    caplog.clear()
+    train(replace(options, val_annotations=drawn_data.annotations))  # now its own
+    assert not caplog.records
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(
+    drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    options = make_options(drawn_data, recipe_file, tmp_path / "out")
+    with pytest.raises(ValueError, match="--accelerator gpu with --devices 1: "):
+        train(replace(options, accelerator="gpu"))
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_with_its_code_and_a_hint(
     sent: signal.Signals, code: int, drawn_data: DrawnData, tmp_path: Path
@@ -341,6 +374,36 @@ def test_starting_from_a_trained_model_keeps_what_fits(
         ValueError, match=r"--init has another network than the recipe: model\.channels differ"
     ):
         module.make_model(options, other, read_coco(renamed))
+
+
+def test_a_codec_of_its_own_makes_the_codes_of_an_initial_model_anew(
+    finished: Path, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    from meinst.codecs import load_codec
+    from meinst.data.coco import read_coco
+    from meinst.engine.codec_fit import fit_codec
+    from meinst.engine.config import CodecOptions
+    from meinst.engine.start import find_recipe, make_model
+
+    weights = str(finished / "best.safetensors")
+    fitted = fit_codec(drawn_data.annotations, CodecOptions(n_components=3, mask_size=14))
+    fitted.save(tmp_path / "three.npz")
+    options = replace(
+        make_options(drawn_data, Path(), tmp_path / "out"),
+        init=weights,
+        recipe=None,
+        codec=tmp_path / "three.npz",
+    )
+    recipe = find_recipe(options)
+    model = make_model(options, recipe, read_coco(drawn_data.annotations))
+    three = load_codec(tmp_path / "three.npz")
+    assert all(torch.equal(a, three.state_dict()[n]) for n, a in model.codec.state_dict().items())
+    source = load_model(weights).state_dict()
+    anew = {n for n, a in model.state_dict().items() if not torch.equal(a, source[n])}
+    assert {n for n in anew if not n.startswith("codec.")} == {
+        "head.codes.weight",
+        "head.codes.bias",
+    }
 
 
 def test_validation_that_can_tell_nothing_is_refused(

@@ -121,7 +121,11 @@ def _help(option: Field[Any], texts: dict[str, str]) -> str:
     if option.default is MISSING:
         return f"{text} (required)"
     known = option.default is None or option.default is False or option.default == ()
-    return text if known else f"{text} (default: {option.default})"
+    if known:
+        return text
+    several = isinstance(option.default, tuple)
+    default = " ".join(map(str, option.default)) if several else option.default
+    return f"{text} (default: {default})"
 
 
 def _one_sentence(error: Exception) -> str:

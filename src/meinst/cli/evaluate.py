@@ -110,12 +110,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(metrics: Metrics) -> int:
     """Warn of classes and images that were left out; returns the exit code."""
-    for names, what in (
-        (metrics.classes.only_data, "categories that the model does not know"),
-        (metrics.classes.only_model, "classes of the model without a category"),
-    ):
-        if names:
-            print(f"warning: not measured: {what}: {', '.join(names)}", file=sys.stderr)
+    for line in metrics.classes.warnings:
+        print("warning:", line, file=sys.stderr)
     for failure in metrics.failures:
         print("error:", failure.reason, file=sys.stderr)
     if metrics.failures:

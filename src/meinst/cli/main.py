@@ -35,8 +35,8 @@ examples:
   meinst convert MEInst_R_50_3x.pth r50_3x.safetensors
 
 `meinst COMMAND --help` tells a command's options. Exit code: 0 all done; 1 part of it failed
-(the rest is done); 2 bad arguments or input; 130 interrupted. MEINST_TRACEBACK=1 in the
-environment shows where in the code an error was raised."""
+(the rest is done); 2 bad arguments or input; 130 interrupted; 143 training told to stop (SIGTERM).
+MEINST_TRACEBACK=1 in the environment shows where in the code an error was raised."""
 
 # What the engine raises with a message for users; anything else is a fault of this program.
 KNOWN_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)

@@ -160,15 +160,20 @@ def _describe_safetensors(path: Path) -> tuple[str, str]:
     return "a safetensors file, not a published checkpoint", "Give a .pth or .pkl file."
 
 
-_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-
-
 def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             damaged = archive.testzip()  # torch itself does not look at the checksums
-    except (*_DAMAGED_ZIP, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise ForeignFileError(
             f"{path}: a truncated or damaged zip archive ({error}). Fetch the file anew."
         ) from error

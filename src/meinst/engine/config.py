@@ -277,8 +277,9 @@ class TrainOptions:
         random_backbone: start the backbone from random weights too.
         codec: a fitted codec (.npz); by default that of ``init``, or one fitted on the
             training annotations.
-        resume: go on from the output folder's last checkpoint, with the run's own recipe, codec,
-            weights and seed: ``init``, ``codec`` and ``seed`` are not looked at then.
+        resume: go on from the output folder's last checkpoint, with the run's own codec, weights
+            and seed (``init``, ``codec`` and ``seed`` are not looked at then), and its own recipe
+            unless ``recipe`` is given.
         seed: of weights, order and augmentation.
         devices: processes, one for each device.
         num_nodes: machines.

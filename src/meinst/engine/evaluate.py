@@ -54,6 +54,15 @@ class ClassMatch:
         """Ids of the categories that are measured."""
         return [category for category in self.category_ids if category is not None]
 
+    @property
+    def warnings(self) -> list[str]:
+        """A line for the classes and one for the categories that are not measured, if any."""
+        left_out = (
+            (self.only_data, "categories that the model does not know"),
+            (self.only_model, "classes of the model without a category"),
+        )
+        return [f"not measured: {what}: {', '.join(names)}" for names, what in left_out if names]
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from meinst.data.images import load_image
 from meinst.detector.meinst import Predictor
-from meinst.engine.stream import EXPECTED, find_in_each
+from meinst.engine.stream import EXPECTED, Found, find_in_each
 from meinst.files import write_atomically
 
 RESULTS, IMAGES = "predictions.json", "images.json"
@@ -97,25 +97,17 @@ def predict_files(
     start = time.perf_counter()
     try:
         for image_id, (one, name) in enumerate(zip(stream, names, strict=True), start=1):
-            source = one.source
             counts: dict[str, int] = {}
             error = None
             try:
-                pixels, found = one.result()
-                write_atomically(output / name, _jpeg(found.draw(pixels)))
-                results += found.to_coco(image_id)
-                height, width = found.image_size
-                images.append(
-                    {"id": image_id, "file_name": str(source), "width": width, "height": height}
-                    | {"overlay": name}
-                )
-                labels = Counter(model.class_names[label] for label in found.labels.tolist())
-                counts = dict(labels.most_common())
+                image, found, counts = _write_overlay(one, image_id, output / name)
+                images.append(image)
+                results += found
             except EXPECTED as failure:
                 error = str(failure) or type(failure).__name__
             end = time.perf_counter()
             overlay = None if error else output / name
-            outcome = ImageResult(source, overlay, counts, (end - start) * 1000, error)
+            outcome = ImageResult(one.source, overlay, counts, (end - start) * 1000, error)
             start = end
             outcomes.append(outcome)
             if on_image is not None:
@@ -124,6 +116,18 @@ def predict_files(
         if images:
             _write_results(output, model.class_names, images, results)
     return outcomes
+
+
+def _write_overlay(
+    one: Found[Path], image_id: int, path: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
+    """Draw one image's detections: its entry in ``images.json``, its results, its counts."""
+    pixels, found = one.result()
+    write_atomically(path, _jpeg(found.draw(pixels)))
+    height, width = found.image_size
+    image = {"id": image_id, "file_name": str(one.source), "width": width, "height": height}
+    labels = Counter(found.class_names[label] for label in found.labels.tolist())
+    return image | {"overlay": path.name}, found.to_coco(image_id), dict(labels.most_common())
 
 
 def _write_results(

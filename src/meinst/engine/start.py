@@ -51,10 +51,14 @@ def check_start(options: TrainOptions) -> None:
 
 def find_recipe(options: TrainOptions) -> Recipe:
     """The recipe that is named, else the resumed run's, else that of ``init``, else the default."""
+    begun_with = options.output / "recipe.yaml"
     if options.recipe is not None:
-        return load_recipe(options.recipe)
+        recipe = load_recipe(options.recipe)
+        if options.resume and recipe != load_recipe(begun_with):
+            log.warning("goes on by --recipe %s, not by its own %s", options.recipe, begun_with)
+        return recipe
     if options.resume:
-        return load_recipe(options.output / "recipe.yaml")
+        return load_recipe(begun_with)
     if options.init is None:
         return load_recipe("default")
     recipe = read_info(options.init).recipe

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -97,6 +98,8 @@ def train(options: TrainOptions) -> Path:
         options.workers,
     )
     trainee = Trainee(model, recipe, val_data, seed)
+    for line in trainee.classes.warnings:
+        log.warning("%s: %s", val_data.annotations, line)
     # Lightning's notes on the machine and its products are no news of this run.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     validate_every = min(recipe.schedule.validate_every, recipe.schedule.iterations)
@@ -155,27 +158,32 @@ def _make_trainer(
     ]
     if recipe.optimizer.ema_decay:
         callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))
-    return L.Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        precision=options.precision or _best_precision(options.accelerator),  # type: ignore[arg-type]
-        max_steps=schedule.iterations,
-        max_epochs=-1,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=recipe.optimizer.clip_norm or None,
-        val_check_interval=saving.validate_every * accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        log_every_n_steps=min(20, schedule.iterations),
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-        logger=[
-            CSVLogger(options.output, name="logs"),
-            TensorBoardLogger(options.output, name="tensorboard"),
-        ],
-    )
+    try:
+        return L.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            precision=options.precision or _best_precision(options.accelerator),  # type: ignore[arg-type]
+            max_steps=schedule.iterations,
+            max_epochs=-1,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=recipe.optimizer.clip_norm or None,
+            val_check_interval=saving.validate_every * accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            log_every_n_steps=min(20, schedule.iterations),
+            use_distributed_sampler=False,
+            callbacks=callbacks,
+            logger=[
+                CSVLogger(options.output, name="logs"),
+                TensorBoardLogger(options.output, name="tensorboard"),
+            ],
+        )
+    except MisconfigurationException as error:  # not a RuntimeError, but as much the user's matter
+        raise ValueError(
+            f"--accelerator {options.accelerator} with --devices {options.devices}: {error}"
+        ) from error
 
 
 def _best_precision(accelerator: str) -> str:

@@ -13,6 +13,8 @@ from meinst.engine.config import (
     plain_values,
 )
 
+MEASURED = Path(__file__).parents[3] / "benchmarks" / "recipes"
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "mine.yaml"
@@ -122,3 +124,20 @@ def test_shipped_recipes_are_whole_and_say_how_to_run_them(name: str) -> None:
     recipe = load_recipe(name)
     assert len(recipe.model.distance_limits) == len(recipe.model.strides) - 1
     assert parse_options(Recipe, plain_values(recipe), name) == recipe
+
+
+@pytest.mark.parametrize("path", sorted(MEASURED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_of_measured_runs_can_be_read(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert parse_options(Recipe, plain_values(recipe), path.name) == recipe
+
+
+@pytest.mark.parametrize("data", ["nuclei", "photos"])
+def test_the_published_method_is_compared_on_equal_terms(data: str) -> None:
+    ours = load_recipe(MEASURED / f"{data}_25.yaml")
+    plain = load_recipe(MEASURED / f"plain_{data}.yaml")
+    for part in ("augment", "image_size", "codec", "selection"):
+        assert getattr(plain, part) == getattr(ours, part)
+    optimizer = replace(ours.optimizer, ema_decay=plain.optimizer.ema_decay)
+    assert plain.optimizer == optimizer
+    assert plain.model.backbone == ours.model.backbone
