@@ -1,6 +1,7 @@
 """The peer in accuracy: torchvision's Mask R-CNN on the same backbone, trained by the clock.
 
-    python benchmarks/maskrcnn.py nuclei ../../shared/data/nuclei --minutes 25 --output /tmp/peer
+    cd benchmarks
+    python maskrcnn.py nuclei ../../shared/data/nuclei --minutes 25 --output /tmp/peer
 
 EfficientNet-Lite0 with ImageNet weights, a pyramid of 128 channels at strides 4 to 32, two-layer
 box head, four-conv mask head; `nuclei` and `photos` name sizes, anchors and limits. Measured by
@@ -56,6 +57,7 @@ BATCH, WARMUP, FINAL_FACTOR, EMA_DECAY = 2, 80, 0.01, 0.995
 OPTIMIZER = OptimizerOptions(lr=4e-4, backbone_lr_factor=0.5, weight_decay=0.02, clip_norm=5.0)
 ENDLESS, NOWHERE = 10**9, np.zeros((0, 4))
 KEPT, KEEP_EVERY = "last.pt", 200  # what a broken run resumes from; updates
+SAME = ("setting", "data", "minutes", "images", "seed", "bfloat16")  # in a resumed run
 
 Truth = dict[str, Tensor]
 
@@ -237,15 +239,22 @@ def train(
     images = update = 0
     start = last = time.perf_counter()
     parts = {"model": model, "average": average, "optimizer": optimizer}
+    chosen = {name: str(getattr(options, name)) for name in SAME}
+    state = None
     if options.resume:
         state = torch.load(options.output / KEPT, weights_only=True)
+        if state["chosen"] != chosen:
+            raise ValueError(f"{options.output}: begun with {state['chosen']}, not {chosen}.")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        torch.set_rng_state(state["generator"])
         update, images, start = state["update"], state["images"], start - state["seconds"]
+    elif (options.output / KEPT).exists():
+        raise ValueError(f"{options.output}: holds a run broken off; --resume it, or remove it.")
     sampler = DrawSampler(ENDLESS, start=images)
     loader = DataLoader(draws, BATCH, sampler=sampler, num_workers=1, collate_fn=collate)
-    batches: Iterator[tuple[list[Tensor], list[Truth]]] = iter(loader)
+    batches: Iterator[tuple[list[Tensor], list[Truth]]] = iter(loader)  # takes a random number
+    if state is not None:
+        torch.set_rng_state(state["generator"])
     while True:
         elapsed = time.perf_counter() - start
         progress = images / options.images if options.images else elapsed / 60 / options.minutes
@@ -277,7 +286,7 @@ def train(
         if update % KEEP_EVERY == 0:
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"update": update, "images": images, "seconds": time.perf_counter() - start}
-            state |= {"generator": torch.get_rng_state()}
+            state |= {"generator": torch.get_rng_state(), "chosen": chosen}
             torch.save(state, buffer := io.BytesIO())
             write_atomically(options.output / KEPT, buffer.getvalue())
 

@@ -1,7 +1,8 @@
 """Seconds for a picture, of a model and of a peer, in turns.
 
-    python benchmarks/pace.py photos ../../shared/data/photos /tmp/peer/ema.safetensors
-    python benchmarks/pace.py nuclei ../../shared/data/nuclei plain.safetensors --no-sight
+    cd benchmarks
+    python pace.py photos ../../shared/data/photos /tmp/peer/ema.safetensors
+    python pace.py nuclei ../../shared/data/nuclei plain.safetensors --no-sight
 
 The peer is the Mask R-CNN that maskrcnn.py trained, or another model of this project. From the
 decoded picture to run lengths, each at its own input size, with every detection that AP counts; of

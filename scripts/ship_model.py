@@ -6,7 +6,9 @@ It shows detections from the score on that had the best F1.
 """
 
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import meinst
 from meinst.engine.checkpoint import ZOO, load_model, read_info, save_model
@@ -15,14 +17,16 @@ from meinst.engine.trainee import NAMES
 
 source, name, images, annotations = sys.argv[1:]
 keep_for_reuse()
-target = ZOO / f"{name}.safetensors"
+data = meinst.read_coco(annotations, images)
 recipe = read_info(source).recipe
-save_model(load_model(source), target, recipe, half=True)
-
-found = meinst.evaluate(meinst.load(target), meinst.read_coco(annotations, images)).to_dict()
-model = load_model(target)
+with tempfile.TemporaryDirectory() as folder:  # the shipped file stays until all is measured
+    halved = Path(folder) / f"{name}.safetensors"
+    save_model(load_model(source), halved, recipe, half=True)
+    model = load_model(halved)
+    found = meinst.evaluate(meinst.load(halved), data).to_dict()
 threshold = found["segm"]["F1_50_threshold"]
 model.selection = replace(model.selection, score_threshold=threshold)
 metrics = {f"val/{kind}_{key}": found[kind][key] for kind in ("bbox", "segm") for key in NAMES}
+target = ZOO / f"{name}.safetensors"
 save_model(model, target, recipe, half=True, metrics=metrics)
 print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", found)

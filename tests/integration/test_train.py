@@ -246,6 +246,48 @@ def test_resuming_by_another_recipe_and_unmatched_classes_are_told(
     assert not caplog.records
 
 
+def test_a_resumed_run_takes_its_rates_from_the_recipe(
+    finished: Path, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    folder, slower = tmp_path / "run", tmp_path / "slower.yaml"
+    shutil.copytree(finished, folder)
+    changed = (
+        ("iterations: 8,", "iterations: 12,"),
+        ("lr: 0.01,", "lr: 0.004, weight_decay: 0.5,"),
+    )
+    text = RECIPE
+    for old, new in changed:
+        text = text.replace(old, new)
+    slower.write_text(text)
+    train(replace(make_options(drawn_data, slower, folder), resume=True))
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    assert [group["initial_lr"] for group in groups] == pytest.approx([4e-4, 4e-4, 4e-3, 4e-3])
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0, 0.5, 0.0]
+    assert groups[2]["lr"] == pytest.approx(4e-5)  # the cosine's end, a hundredth
+    assert checkpoint["lr_schedulers"][0]["base_lrs"] == pytest.approx([4e-4, 4e-4, 4e-3, 4e-3])
+
+
+def test_what_a_run_cannot_be_resumed_with_is_refused_and_leaves_it_whole(
+    finished: Path, drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    options = replace(make_options(drawn_data, recipe_file, finished), resume=True)
+    before = kept_in(finished)
+    with pytest.raises(ValueError, match=r"an update of 1 batches on each device, not of 2: .*"):
+        train(replace(options, images_per_device=1))
+    for text, reason in (("channels: 16", "model"), ("lr: 0.01", r"optimizer\.name")):
+        other = tmp_path / "other.yaml"
+        replacement = {"model": "channels: 24"}.get(reason, "name: sgd, lr: 0.01")
+        other.write_text(RECIPE.replace(text, replacement))
+        with pytest.raises(ValueError, match=f"its {reason} is not that of the run to resume"):
+            train(replace(options, recipe=str(other)))
+    assert kept_in(finished) == before
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_named(
     drawn_data: DrawnData, recipe_file: Path, tmp_path: Path

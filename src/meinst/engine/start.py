@@ -55,6 +55,7 @@ def find_recipe(options: TrainOptions) -> Recipe:
     if options.recipe is not None:
         recipe = load_recipe(options.recipe)
         if options.resume and recipe != load_recipe(begun_with):
+            _check_same_weights(recipe, load_recipe(begun_with), options.recipe)
             log.warning("goes on by --recipe %s, not by its own %s", options.recipe, begun_with)
         return recipe
     if options.resume:
@@ -64,6 +65,25 @@ def find_recipe(options: TrainOptions) -> Recipe:
     recipe = read_info(options.init).recipe
     # What balances missed and wrong masks was found for that model, on other data.
     return replace(recipe, selection=replace(recipe.selection, score_threshold=None))
+
+
+def _check_same_weights(recipe: Recipe, begun_with: Recipe, name: str) -> None:
+    """Refuse a recipe that a checkpoint of another does not fit.
+
+    Raises:
+        ValueError: if networks or trained weights differ.
+    """
+    pairs = [("model", recipe.model, begun_with.model)]
+    pairs += [
+        (f"optimizer.{key}", getattr(recipe.optimizer, key), getattr(begun_with.optimizer, key))
+        for key in ("name", "frozen_stages")
+    ]
+    for key, mine, theirs in pairs:
+        if mine != theirs:
+            raise ValueError(
+                f"--recipe {name}: its {key} is not that of the run to resume, whose weights would "
+                "not fit. Begin anew in another --output (and take over weights by --init)."
+            )
 
 
 def make_model(options: TrainOptions, recipe: Recipe, data: CocoData) -> MEInst:

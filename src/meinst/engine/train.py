@@ -75,7 +75,17 @@ def train(options: TrainOptions) -> Path:
         if str(data.report):
             log.warning("%s:\n%s", data.annotations, data.report)
     last = options.output / "checkpoints" / "last.ckpt"
-    seed = _read_checkpoint(last)["seed"] if options.resume else options.seed
+    seed = options.seed
+    if options.resume:
+        saved = _read_checkpoint(last)
+        seed = saved["seed"]
+        before = saved.get("accumulate", accumulate)
+        if before != accumulate:  # batches are counted, and validations are due by their number
+            raise ValueError(
+                f"{options.output}: this run made an update of {before} batches on each device, "
+                f"not of {accumulate}: resume it with the --images-per-device and --devices that "
+                "it began with."
+            )
     L.seed_everything(seed, workers=True, verbose=False)
     model = make_model(options, recipe, train_data)
     model.backbone.freeze(recipe.optimizer.frozen_stages)
@@ -189,7 +199,10 @@ def _make_trainer(
 def _best_precision(accelerator: str) -> str:
     """Mixed where the device computes bfloat16 in hardware."""
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    mixed = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    if on_gpu:
+        mixed = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        mixed = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if mixed else "32-true"
 
 

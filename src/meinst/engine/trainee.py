@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
@@ -140,16 +140,33 @@ class Trainee(L.LightningModule):
             self.log(name, value, prog_bar=name == MONITORED, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the last validation measured, and the seed, beside the weights."""
+        """Keep what the last validation measured, and what a resumed run must share."""
         checkpoint["metrics"] = self.metrics
         checkpoint["seed"] = self.seed
+        checkpoint["accumulate"] = self.trainer.accumulate_grad_batches
+
+    def on_train_start(self) -> None:
+        """Take rates and decay from the recipe; those of a checkpoint would stay otherwise.
+
+        A resumed run may have another recipe than it began with.
+        """
+        optimizer, scheduler = self.trainer.optimizers[0], self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        given = make_optimizer(*self._parts(), self.recipe.optimizer).param_groups
+        for group, anew in zip(optimizer.param_groups, given, strict=True):
+            factor = lr_factor(scheduler.last_epoch, self.recipe.schedule)
+            group.update({name: anew[name] for name in anew if name != "params"})
+            group.update(initial_lr=anew["lr"], lr=anew["lr"] * factor)
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
+    def _parts(self) -> tuple[nn.Module, list[nn.Module]]:
+        """The backbone, and all else that is trained."""
+        parts = (self.model.fpn, self.model.head, self.model.sight, self.model.refiner)
+        return self.model.backbone, [part for part in parts if part is not None]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimiser, and its learning rate by the update."""
-        backbone = self.model.backbone
-        parts = (self.model.fpn, self.model.head, self.model.sight, self.model.refiner)
-        rest = [part for part in parts if part is not None]
-        optimizer = make_optimizer(backbone, rest, self.recipe.optimizer)
+        optimizer = make_optimizer(*self._parts(), self.recipe.optimizer)
         schedule = self.recipe.schedule
         scheduler = LambdaLR(optimizer, lambda iteration: lr_factor(iteration, schedule))
         return {
