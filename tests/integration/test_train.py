@@ -192,7 +192,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(
     assert 2 <= reached < 8
     with pytest.raises(ValueError, match="holds an earlier run; go on with it by --resume"):
         train(options)
-    train(replace(options, resume=True, recipe=None))
+    train(replace(options, resume=True, recipe=None, seed=5))  # its own seed is taken
     ours, theirs = load_file(output / "last.safetensors"), load_file(finished / "last.safetensors")
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
@@ -223,6 +223,21 @@ def test_a_finished_run_resumed_changes_nothing_and_is_not_overwritten(
     assert kept_in(finished) == before
     with pytest.raises(ValueError, match="holds an earlier run"):
         train(options)
+
+
+def test_updates_of_several_batches_are_validated_and_saved_as_updates(
+    drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    output = tmp_path / "accumulated"
+    options = make_options(drawn_data, recipe_file, output)
+    train(replace(options, images_per_device=1))
+    last = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["global_step"], last["accumulate"]) == (8, 2)
+    with next(output.glob("logs/**/metrics.csv")).open() as file:
+        validated = [int(row["step"]) for row in csv.DictReader(file) if row["val/segm_AP"]]
+    assert validated == [3, 7]  # Lightning counts from 0
 
 
 def test_resuming_by_another_recipe_and_unmatched_classes_are_told(
