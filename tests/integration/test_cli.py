@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -104,6 +106,8 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
         (["evaluate", "--model", "MODEL", "--images", "DIR", "--annotations", "IMAGE"], "not JSON"),
         (["evaluate", *EVALUATE, "--output", "FOLDER"], "is a folder; give the name of a file"),
         (["evaluate", *EVALUATE, "--output", "IMAGE/metrics.json"], "cannot be written"),
+        (["evaluate", *EVALUATE, "--output", "JSON"], "would overwrite a file of this command"),
+        (["evaluate", *EVALUATE, "--output", "MODEL"], "would overwrite a file of this command"),
     ],
 )
 def test_known_errors_are_one_line(
@@ -242,6 +246,29 @@ def test_evaluate_tells_of_broken_images(
     assert "error: 1 of 6 images count as having no detections" in captured.err
     assert "warning: left out: 1 x box outside the image" in captured.err
     assert "COCO metrics" in captured.out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+@pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_leaves_the_results_so_far(
+    drawn_data: DrawnData, tiny_model_file: Path, tmp_path: Path, sent: str, code: int
+) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    for number in range(300):
+        shutil.copy(drawn_data.images / "two.png", pictures / f"{number:03}.png")
+    command = [sys.executable, "-m", "meinst", "predict", str(pictures)]
+    process = subprocess.Popen(
+        [*command, "--model", str(tiny_model_file), "--output", str(out)], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert b"000.png" in process.stdout.readline()
+    process.send_signal(getattr(signal, sent))
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    images = json.loads((out / "images.json").read_text())["images"]
+    assert 1 <= len(images) < 300
+    assert {image["overlay"] for image in images} <= {path.name for path in out.glob("*.jpg")}
 
 
 def test_models_are_listed(

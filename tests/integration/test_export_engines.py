@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,16 @@ def test_results_do_not_change_with_the_next_picture(deformable: tuple[MEInst, P
     kept = first.codes.clone()
     exported.network(torch.ones(1, 3, 32, 32))
     assert torch.equal(first.codes, kept)
+
+
+def test_threads_may_share_a_model(deformable: tuple[MEInst, Path]) -> None:
+    exported = load(deformable[1])
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.randn(1, 3, 64, 64, generator=generator) for _ in range(40)]
+    one_by_one = [exported.network(picture).codes for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(lambda picture: exported.network(picture).codes, pictures))
+    assert all(torch.equal(a, b) for a, b in zip(one_by_one, at_once, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

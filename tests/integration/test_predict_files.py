@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import meinst.engine.predict as predict_module
+from meinst.data.images import find_images
 from meinst.detector.meinst import MEInst
-from meinst.engine.predict import overlay_names, predict_files
+from meinst.engine.predict import overlay_names, predict_files, without_overlays
 
 
 def test_nothing_to_do(tiny_model: MEInst, tmp_path: Path) -> None:
@@ -183,3 +185,48 @@ def test_faulty_arguments_are_told_before_any_work(
     file.touch()
     with pytest.raises(OSError, match=r"cannot be written .*; choose another --output"):
         predict_files(tiny_model, sources, file / "below")
+
+
+def test_overlays_of_an_earlier_run_are_not_segmented(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    shutil.copy(drawn_data.images / "two.png", pictures)
+    mine = pictures / "mine.jpg"
+    mine.write_bytes(b"not written by a run")
+    for _ in range(2):
+        sources = without_overlays(find_images([pictures]), pictures)
+        assert sources == [mine, pictures / "two.png"]
+        predict_files(tiny_model, sources[1:], pictures)
+        assert (pictures / "two.jpg").is_file()
+    assert without_overlays(sources, tmp_path) == sources
+
+
+def test_names_of_many_equal_stems_are_found_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a_3.jpg").touch()
+    sources = [Path(f"folder{n}/{'Aa'[n % 2]}.png") for n in range(5)]
+    assert overlay_names(sources, tmp_path) == ["A.jpg", "a_2.jpg", "A_4.jpg", "a_5.jpg", "A_6.jpg"]
+    sources = [Path(f"folder{n}/image.png") for n in range(20_000)]
+    start = time.perf_counter()
+    assert overlay_names(sources, tmp_path)[-1] == "image_20000.jpg"
+    assert time.perf_counter() - start < 5  # minutes, if each began at 2
+
+
+def test_pictures_too_long_for_jpeg_keep_their_results(tiny_model: MEInst, tmp_path: Path) -> None:
+    Image.new("RGB", (65_600, 2)).save(tmp_path / "scan.png")
+    (outcome,) = predict_files(tiny_model, [tmp_path / "scan.png"], tmp_path / "out")
+    assert outcome.error is None
+    with Image.open(tmp_path / "out" / "scan.jpg") as overlay:
+        assert overlay.width == 65_500
+    (image,) = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert (image["width"], image["height"]) == (65_600, 2)
+
+
+def test_names_as_long_as_a_file_system_allows(
+    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    source = tmp_path / f"{'n' * 251}.png"
+    shutil.copy(drawn_data.images / "two.png", source)
+    (outcome,) = predict_files(tiny_model, [source], tmp_path / "out")
+    assert outcome.error is None

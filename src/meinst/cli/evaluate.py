@@ -72,18 +72,16 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from meinst.cli.codec_output import check_file
     from meinst.cli.device import find_device
     from meinst.data.coco import read_coco
     from meinst.engine.evaluate import evaluate
     from meinst.engine.memory import keep_for_reuse
-    from meinst.engine.predict import check_folder
     from meinst.engine.runtime import load
     from meinst.files import write_atomically
 
     if options.output is not None:
-        if options.output.is_dir():
-            raise ValueError(f"--output {options.output} is a folder; give the name of a file.")
-        check_folder(options.output.parent)
+        check_file(options.output, [options.annotations, Path(options.model)])
     data = read_coco(options.annotations, options.images)
     for line in str(data.report).splitlines():
         print("warning:", line, file=sys.stderr)
@@ -98,14 +96,15 @@ def run(arguments: Sequence[str]) -> int:
             batch_size=options.batch_size,
             on_image=lambda: progress.advance(task),
         )
-    if options.output is not None:
-        content = {"model": options.model, **metrics.to_dict()}
-        write_atomically(options.output, json.dumps(content, indent=2).encode())
     console = Console()
     console.print(summary_table(metrics))
     if len(metrics.bbox["per_class"]) > 1:
         console.print(class_table(metrics))
-    return _report(metrics)
+    code = _report(metrics)
+    if options.output is not None:
+        content = {"model": options.model, **metrics.to_dict()}
+        write_atomically(options.output, json.dumps(content, indent=2).encode())
+    return code
 
 
 def _report(metrics: Metrics) -> int:

@@ -8,10 +8,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 COMMANDS = {
     "demo": "try the shipped models on two pictures, nothing else needed",
@@ -35,7 +39,7 @@ examples:
   meinst convert MEInst_R_50_3x.pth r50_3x.safetensors
 
 `meinst COMMAND --help` tells a command's options. Exit code: 0 all done; 1 part of it failed
-(the rest is done); 2 bad arguments or input; 130 interrupted; 143 training told to stop (SIGTERM).
+(the rest is done); 2 bad arguments or input; 130 interrupted; 143 told to stop (SIGTERM).
 MEINST_TRACEBACK=1 in the environment shows where in the code an error was raised."""
 
 # What the engine raises with a message for users; anything else is a fault of this program.
@@ -56,6 +60,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the work as Ctrl-C does: what was done is written first."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has not both
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(arguments: list[str]) -> int:
@@ -82,7 +106,9 @@ def _run(arguments: list[str]) -> int:
     if parsed.command not in COMMANDS:
         raise ValueError(f"there is no command {parsed.command!r}; choose of {', '.join(COMMANDS)}")
     module = importlib.import_module(f"meinst.cli.{parsed.command}")
-    code: int = module.run(parsed.rest)
+    # Training saves its state first, and would be ended before.
+    with nullcontext() if parsed.command == "train" else _ended_by_signals():
+        code: int = module.run(parsed.rest)
     return code
 
 

@@ -27,7 +27,8 @@ class PredictArguments:
     For each image an overlay (JPEG, named after the image) is written to the output folder, and
     for all of them predictions.json (COCO results, masks as RLE in the size of the original) and
     images.json (which image_id is which file, which category_id is which class; pycocotools:
-    COCO("images.json").loadRes("predictions.json")).
+    COCO("images.json").loadRes("predictions.json"), unless that is an empty list). Overlays that
+    an earlier run wrote there are not segmented.
 
     Attributes:
         sources: image files, folders (the images directly in them) or glob patterns in quotes.
@@ -56,11 +57,17 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.cli.device import find_device
     from meinst.data.images import find_images
     from meinst.engine.memory import keep_for_reuse
-    from meinst.engine.predict import RESULTS, check_folder, predict_files
+    from meinst.engine.predict import RESULTS, check_folder, predict_files, without_overlays
     from meinst.engine.runtime import load
 
-    sources = find_images(options.sources)
     check_folder(options.output)
+    found = find_images(options.sources)
+    sources = without_overlays(found, options.output)
+    if not sources:
+        raise ValueError(f"all images given are overlays that an earlier run wrote: {found[0]}")
+    if len(sources) < len(found):
+        left_out = len(found) - len(sources)
+        print(f"left out: {left_out} overlays of an earlier run in {options.output}")
     keep_for_reuse()
     model = load(options.model).to(find_device(options.device))
     outcomes = predict_files(

@@ -113,7 +113,7 @@ def export_model(
     _check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     before = after = None
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as place:
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".meinst.") as place:
         folder = _new_folder(place, "float32", model, recipe, metrics)
         tell(f"converting the network for {kind}")
         write_graph(model, folder, kind)
@@ -139,10 +139,22 @@ def export_model(
 
 
 def _check_output(output: Path) -> None:
-    free = output.is_dir() and (is_export(output) or not any(output.iterdir()))
-    if output.exists() and not free:
+    if not output.exists():
+        return
+    there = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if not output.is_dir() or (there and not is_export(output)):
         raise FileExistsError(
             f"{output} is there and no export, so it is not overwritten: choose another --output."
+        )
+    foreign = sorted(there - {DESCRIPTION, *GRAPHS.values(), "model.bin"})
+    if foreign:
+        raise FileExistsError(
+            f"{output}: besides an export it holds {foreign[0]}, which would be lost: move that "
+            "away, or choose another --output."
+        )
+    if output.is_mount() or output.resolve() == Path.cwd():
+        raise FileExistsError(
+            f"{output}: a folder that cannot be renamed; choose a new one in it as --output."
         )
 
 

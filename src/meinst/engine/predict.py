@@ -21,6 +21,7 @@ from meinst.engine.stream import EXPECTED, Found, find_in_each
 from meinst.files import write_atomically
 
 RESULTS, IMAGES = "predictions.json", "images.json"
+_LONGEST = 65500  # pixels of a side that a JPEG file can have
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def predict_files(
     The output folder then holds a JPEG overlay of each image, named after it,
     ``predictions.json`` (COCO results: ``image_id``, ``category_id``, ``bbox``, ``score``,
     ``segmentation`` as RLE of the original size) and ``images.json`` (which ids are which files
-    and classes), so that ``COCO("images.json").loadRes("predictions.json")`` works. An image
+    and classes), so that ``COCO("images.json").loadRes("predictions.json")`` works (pycocotools
+    cannot load an empty list). An image
     that fails is noted and left out; if all fail, neither JSON file is written. If the run is
     broken off, they hold what was done. Files are written whole or not at all, and nothing is
     overwritten but what an earlier run wrote, as its ``images.json`` tells.
@@ -171,14 +173,32 @@ def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
     taken = {entry.name.casefold() for entry in folder.iterdir()} - _written_before(output)
     taken |= {source.name.casefold() for source in sources if source.resolve().parent == folder}
     names = []
+    numbers: dict[str, int] = {}  # the last one tried, of each stem
     for source in sources:
-        name, number = f"{source.stem}.jpg", 1
+        stem = source.stem.casefold()
+        number = numbers.get(stem, 1)
+        name = f"{source.stem}.jpg" if number == 1 else f"{source.stem}_{number}.jpg"
         while name.casefold() in taken:
             number += 1
             name = f"{source.stem}_{number}.jpg"
+        numbers[stem] = number
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def without_overlays(sources: Sequence[Path], output: Path) -> list[Path]:
+    """The sources that are no overlays that an earlier run wrote in ``output``.
+
+    Raises:
+        FileExistsError: as :func:`overlay_names`.
+    """
+    folder, written = output.resolve(), _written_before(output)
+    return [
+        source
+        for source in sources
+        if source.resolve().parent != folder or source.name.casefold() not in written
+    ]
 
 
 def _written_before(output: Path) -> set[str]:
@@ -199,5 +219,7 @@ def _written_before(output: Path) -> set[str]:
 
 def _jpeg(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=92, subsampling=0)
+    image = Image.fromarray(pixels)
+    image.thumbnail((_LONGEST, _LONGEST))  # smaller ones stay as they are
+    image.save(buffer, format="JPEG", quality=92, subsampling=0)
     return buffer.getvalue()

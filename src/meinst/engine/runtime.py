@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -168,8 +169,11 @@ def _open_openvino(path: Path, outputs: Sequence[str]) -> Run:
     }
     request = core.compile_model(str(path), "CPU", options).create_infer_request()
 
+    one_at_a_time = Lock()
+
     def run(pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        results = request.infer({INPUT: pixels}, share_inputs=True)
+        with one_at_a_time:
+            results = request.infer({INPUT: pixels}, share_inputs=True)
         return [results[name] for name in outputs]
 
     return run

@@ -106,6 +106,20 @@ def test_other_folders_are_not_overwritten(tiny_model: MEInst, tmp_path: Path) -
     assert (mine / "thesis.txt").read_text() == "all my work"
     (mine / "thesis.txt").unlink()
     export_model(tiny_model, mine)  # an empty folder is nobody's
+    (mine / "app.py").write_text("my work")
+    with pytest.raises(FileExistsError, match=r"it holds app\.py, which would be lost"):
+        export_model(tiny_model, mine)
+    assert (mine / "app.py").read_text() == "my work"
+
+
+@pytest.mark.usefixtures("same_network")
+def test_a_folder_that_cannot_be_renamed_is_refused_at_once(
+    tiny_model: MEInst, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileExistsError, match="cannot be renamed; choose a new one in it"):
+        export_model(tiny_model, Path())
+    export_model(tiny_model, Path("new"))
 
 
 @pytest.mark.usefixtures("same_network")
