@@ -83,6 +83,15 @@ def test_evaluate_writes_a_report(
         assert len(list(csv.DictReader(file))) == 18
 
 
+def test_evaluate_does_not_overwrite_a_training_s_metrics(
+    codec: Path, drawn_data: DrawnData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.json").write_text('{"update": 8}')
+    assert run("evaluate", codec, drawn_data.annotations, "--output", tmp_path) == 2
+    assert "metrics.json: not of `meinst codec evaluate`" in capsys.readouterr().err
+    assert (tmp_path / "metrics.json").read_text() == '{"update": 8}'
+
+
 def test_evaluate_without_matplotlib(
     codec: Path,
     drawn_data: DrawnData,
@@ -119,7 +128,7 @@ def test_evaluate_tells_what_it_leaves_out(
     assert second == "warning: not measured, the codec does not know them: cube"
 
 
-def test_compare_keeps_what_it_measured_before_a_fault(
+def test_compare_goes_on_after_a_setting_that_cannot_be_fitted(
     drawn_data: DrawnData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = drawn_data.content()
@@ -129,10 +138,13 @@ def test_compare_keeps_what_it_measured_before_a_fault(
     folder = tmp_path / "sweep"
     options = ("--fit", fit, "--kinds", "dct", "autoencoder", "--components", 30)
     sizes = ("--mask-sizes", 14, "--output", folder)
-    assert run("compare", drawn_data.annotations, *options, *sizes) == 2
-    assert "error:" in capsys.readouterr().err
+    assert run("compare", drawn_data.annotations, *options, *sizes) == 1
+    assert "warning: autoencoder, K = 30, S = 14: " in capsys.readouterr().err
     with (folder / "compare.csv").open(newline="") as file:
         assert [row["kind"] for row in csv.DictReader(file)] == ["dct"]
+    options = ("--fit", fit, "--kinds", "autoencoder", "--components", 30)
+    assert run("compare", drawn_data.annotations, *options, *sizes) == 2
+    assert "error: no setting could be fitted" in capsys.readouterr().err
 
 
 def test_compare_writes_tables_and_a_plot(

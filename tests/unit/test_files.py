@@ -1,4 +1,9 @@
+import os
+import sys
+import threading
 from pathlib import Path
+
+import pytest
 
 from meinst.files import write_atomically
 
@@ -20,3 +25,16 @@ def test_a_link_stays_one_and_an_older_file_keeps_its_mode(tmp_path: Path) -> No
     assert link.is_symlink()
     assert target.read_bytes() == b"2"
     assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_atomically(pipe, b"1")
+    reader.join()
+    assert read == [b"1"]
+    assert pipe.is_fifo()

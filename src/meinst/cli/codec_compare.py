@@ -92,6 +92,9 @@ def run(arguments: Sequence[str]) -> int:
                 warnings.warn(f"{path}: {report}", stacklevel=2)
 
         compare_codecs(settings, data, options.fit, keep, tell)
+    if not rows:
+        print("error: no setting could be fitted", file=sys.stderr)
+        return 2
     if find_spec("matplotlib") is None:
         print("for plots: pip install 'meinst[train]'", file=sys.stderr)
     else:
@@ -101,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
     console = Console()
     console.print(rows_table(rows))
     console.print(best_line(rows), soft_wrap=True, highlight=False)
-    return 0
+    return 0 if len(rows) == len(settings) else 1
 
 
 def rows_table(rows: Sequence[CompareRow]) -> Table:

@@ -54,11 +54,12 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.codecs import load_codec
     from meinst.data.coco import read_coco
-    from meinst.engine.codec_evaluate import evaluate_codec, write_scores
+    from meinst.engine.codec_evaluate import check_scores_folder, evaluate_codec, write_scores
     from meinst.engine.predict import check_folder
 
     if options.output is not None:
         check_folder(options.output)
+        check_scores_folder(options.output)
     codec = load_codec(options.codec)
     data = [read_coco(path) for path in options.annotations]
     for one in data:

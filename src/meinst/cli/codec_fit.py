@@ -32,8 +32,9 @@ class FitArguments:
     """Fit a mask codec on the masks of COCO-format annotation files.
 
     One pass of exact sums: the same masks give the same file, in any order, over any number of
-    files, workers or machines, and memory does not grow with their number. An autoencoder is
-    trained instead, on at most 200,000 masks. Images are not needed.
+    files, workers or machines of one kind, and memory does not grow with their number, only with
+    the largest file. An autoencoder is trained instead, on at most 200,000 masks. Images are not
+    needed.
 
     Attributes:
         annotations: COCO-format annotation files (JSON).

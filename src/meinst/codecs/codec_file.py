@@ -92,7 +92,7 @@ def write_codec_file(
     }
     buffer = io.BytesIO()
     np.savez(buffer, **content)
-    write_atomically(Path(path), buffer.getvalue())
+    write_atomically(Path(path), buffer.getbuffer())
 
 
 def read_codec_file(path: str | Path) -> CodecFile:

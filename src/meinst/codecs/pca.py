@@ -167,7 +167,7 @@ class PCACodec(LinearCodec):
 
     def _solve_basis(self, basis: int, covariance: Tensor, mean: Tensor) -> int:
         """Set one basis from float64 statistics; return how many components carry variance."""
-        variances, vectors = torch.linalg.eigh(covariance)  # ascending; (D,), (D, D)
+        variances, vectors = _eigh(covariance)  # ascending; (D,), (D, D)
         variances = variances.flip(0)
         tolerance = float(variances[0]) * len(variances) * torch.finfo(torch.float64).eps
         rank = int((variances > tolerance).sum())
@@ -289,6 +289,17 @@ def _published_config(file: CodecFile, class_names: Sequence[str] | None) -> dic
         names = [str(n + 1) for n in range(bases)] if class_names is None else list(class_names)
         config |= {"class_names": names, "shrinkage": 0.0}
     return config
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """torch's, on one thread: with more, the last bits depend on how many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        variances, vectors = torch.linalg.eigh(matrix)
+    finally:
+        torch.set_num_threads(threads)
+    return variances, vectors
 
 
 def _signs(components: Tensor) -> Tensor:

@@ -36,14 +36,15 @@ def load_document(path: Path, folder: Path | None) -> dict[str, Any]:
         folder: where its image files must be; None for no check of them.
 
     Returns:
-        The document. Lists and keys are there, with values of the right types; ids are unique.
+        The document. Lists and keys are there, with values of the right types (``file_name`` only
+        with ``folder``); ids are unique and not negative.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         AnnotationError: with all faults.
     """
     document = _parse(path)
-    checks = _FileChecks(document)
+    checks = _FileChecks(document, files=folder is not None)
     if folder is not None:
         checks.image_files(folder)
     if checks.faults:
@@ -87,12 +88,18 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 class _FileChecks:
-    """Collects the faults of a document whose three lists exist."""
+    """Collects the faults of a document whose three lists exist.
 
-    def __init__(self, document: dict[str, Any]) -> None:
+    Args:
+        document: the lists.
+        files: whether images need names; LVIS has none.
+    """
+
+    def __init__(self, document: dict[str, Any], *, files: bool) -> None:
         self.faults: list[str] = []
+        named = {"file_name": str} if files else {}
         self.images = self._entries(
-            document, "images", {"id": int, "file_name": str, "width": int, "height": int}
+            document, "images", {"id": int, **named, "width": int, "height": int}
         )
         annotations = self._entries(
             document, "annotations", {"id": int, "image_id": int, "category_id": int}
@@ -106,6 +113,8 @@ class _FileChecks:
             ("categories", categories),
         ):
             self._tell(_repeated(e["id"] for e in entries), f"ids that occur twice in {name}", "id")
+            negative = [f"{e['id']}" for e in entries if e["id"] < 0]
+            self._tell(negative, f"ids below 0 in {name}", "id")
         # Classes are matched by name in evaluation, so a name must say which one is meant.
         names = _repeated(e["name"] for e in categories)
         self._tell(names, "names that occur twice in categories", "name")

@@ -15,8 +15,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from meinst.data.shapes import Bitmap, Floats, bitmap_from_counts, read_counts
-from meinst.ops.rasterize import piece_starts, rasterize_flat, sample_bitmaps
+from meinst.data.shapes import (
+    Bitmap,
+    Floats,
+    bitmap_from_counts,
+    bitmap_masks,
+    read_counts,
+)
+from meinst.ops.rasterize import piece_starts, rasterize_flat
 
 CLIP_TOLERANCE = 1.0
 """Pixels by which a box may reach out of its image (rounding) before the report mentions it."""
@@ -24,7 +30,6 @@ CLIP_TOLERANCE = 1.0
 Integers: TypeAlias = NDArray[np.int64]
 Truths: TypeAlias = NDArray[np.bool_]
 
-_UNPACKED = 64  # bitmaps held as pixels at once: they may be as large as their images
 _SHORTEST = 6  # numbers of a polygon: those of three points
 # Stands where there is no box, or no usable one.
 _UNIT_BOX = [0.0, 0.0, 1.0, 1.0]
@@ -65,15 +70,7 @@ class InstanceBatch:
         if self.bitmaps:
             rows = list(self.bitmaps)
             bitmaps = list(self.bitmaps.values())
-            for start in range(0, len(rows), _UNPACKED):
-                part, some = rows[start : start + _UNPACKED], bitmaps[start : start + _UNPACKED]
-                masks[part] = sample_bitmaps(
-                    [bitmap.array() for bitmap in some],
-                    np.array([bitmap.offset for bitmap in some]),
-                    self.boxes[part],
-                    size,
-                    np.array([bitmap.image_size for bitmap in some]),
-                )
+            masks[rows] = bitmap_masks(bitmaps, self.boxes[rows], size)
         return masks
 
     def select(self, keep: Truths) -> InstanceBatch:
@@ -282,8 +279,11 @@ def _numbers(parts: Sequence[Any]) -> Floats | None:
 def _bitmap(rle: Any, size: Floats) -> Bitmap | str:
     """The mask of an RLE in an image of a width and height, or what is wrong with it."""
     width, height = int(size[0]), int(size[1])
-    if rle.get("size") != [height, width]:
+    given = rle.get("size")
+    if given != [height, width]:
         return "RLE of another size than its image"
+    if any(type(side) is not int for side in given):  # equal, but no evaluator takes them
+        return "RLE whose size is no integers"
     counts = rle.get("counts")
     try:
         if isinstance(counts, str):

@@ -16,6 +16,8 @@ Polygons: TypeAlias = "tuple[Floats, ...]"
 """Parts of one instance, each flat ``x0 y0 x1 y1 ...`` in pixels of the original image."""
 Window: TypeAlias = "tuple[float, float, float, float]"
 
+_UNPACKED = 64  # bitmaps held as pixels at once: they may be as large as their images
+
 
 @dataclass(frozen=True, eq=False)
 class Bitmap:
@@ -85,11 +87,23 @@ class Instances:
         filled = [i for i, shape in enumerate(self.shapes) if isinstance(shape, Bitmap)]
         if filled:
             bitmaps = [shape for shape in self.shapes if isinstance(shape, Bitmap)]
-            offsets = np.array([bitmap.offset for bitmap in bitmaps])  # (G, 2)
-            arrays = [bitmap.array() for bitmap in bitmaps]
-            sizes = np.array([bitmap.image_size for bitmap in bitmaps])  # (G, 2)
-            masks[filled] = sample_bitmaps(arrays, offsets, self.boxes[filled], size, sizes)
+            masks[filled] = bitmap_masks(bitmaps, self.boxes[filled], size)
         return masks
+
+
+def bitmap_masks(bitmaps: Sequence[Bitmap], boxes: Floats, size: int) -> NDArray[np.uint8]:
+    """Each bitmap cropped by its box of ``(G, 4)`` to ``size x size``: ``(G, S, S)`` uint8."""
+    masks = np.zeros((len(bitmaps), size, size), dtype=np.uint8)
+    for start in range(0, len(bitmaps), _UNPACKED):
+        some = bitmaps[start : start + _UNPACKED]
+        masks[start : start + _UNPACKED] = sample_bitmaps(
+            [bitmap.array() for bitmap in some],
+            np.array([bitmap.offset for bitmap in some]),
+            boxes[start : start + _UNPACKED],
+            size,
+            np.array([bitmap.image_size for bitmap in some]),
+        )
+    return masks
 
 
 def read_counts(text: str) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -173,6 +174,7 @@ def _codecs(
                 sums = moments.pop(size)
                 assert isinstance(sums, Moments)  # classes are not kept apart
                 fitted[size] = PCACodec(max(lengths[size]), size).fit_moments(sums)
+                fitted[size].moments_ = None  # larger than all else
             yield fitted[size].truncated(count)
         elif one.kind == "dct":
             yield DCTCodec(count, size)
@@ -180,7 +182,12 @@ def _codecs(
             yield GridCodec(count, size)
         else:
             masks = sample_masks(fit, size, MOST_HELD_MASKS, seed=0, on_report=on_report)
-            yield AutoencoderCodec(count, size).fit(masks)
+            try:
+                codec = AutoencoderCodec(count, size).fit(masks)
+            except ValueError as error:  # the other settings may do
+                warnings.warn(f"autoencoder, K = {count}, S = {size}: {error}", stacklevel=2)
+                continue
+            yield codec
 
 
 def _row(codec: Codec, scores: CodecScores, seconds: float) -> CompareRow:

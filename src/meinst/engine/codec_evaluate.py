@@ -284,6 +284,26 @@ def _shape_scores(iou: Floats, boundary_iou: Floats) -> ShapeScores:
     return ShapeScores(len(iou), mean, p1, p5, p25, boundary)
 
 
+def check_scores_folder(folder: Path) -> None:
+    """Refuse a folder whose ``metrics.json`` is of something else, as that of a training run.
+
+    Raises:
+        FileExistsError: if it is.
+    """
+    path = folder / METRICS
+    try:
+        ours = "codec" in json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        ours = False
+    if not ours:
+        raise FileExistsError(
+            f"{path}: not of `meinst codec evaluate`, and would be overwritten; choose another "
+            "--output."
+        )
+
+
 def write_scores(scores: CodecScores, folder: Path) -> None:
     """Write ``metrics.json`` and, with a line for each instance, ``instances.csv``.
 

@@ -250,4 +250,5 @@ def sample_masks(
             seen += len(batch)
             on_masks(len(batch))
         on_report(path, stream.report)
+        del stream  # and its file, before the next is read
     return torch.from_numpy(held[:seen])

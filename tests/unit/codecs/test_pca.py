@@ -195,6 +195,17 @@ def test_any_split_and_order_gives_the_same_bits() -> None:
     assert torch.equal(second.fit(masks).components_, whole["components_"])
 
 
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    moments, threads = Moments(28).add(ellipses(300, 28)), torch.get_num_threads()
+    whole = PCACodec(60, 28).fit_moments(moments).state_dict()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        other = PCACodec(60, 28).fit_moments(moments).state_dict()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(buffer, whole[name]) for name, buffer in other.items())
+
+
 def test_partial_fit_waits_for_masks_that_differ() -> None:
     codec = PCACodec(6, 8).partial_fit(ellipses(1)).partial_fit(ellipses(1))
     with pytest.raises(NotFittedError):

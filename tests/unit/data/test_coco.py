@@ -139,6 +139,10 @@ def test_image_files_must_exist(tmp_path: Path) -> None:
         ({"segmentation": SQUARE}, "polygon that is no list of finite numbers"),
         ({"segmentation": rle(True, 20, 10)}, "RLE of another size than its image"),
         ({"segmentation": {"counts": [200]}}, "RLE of another size than its image"),
+        (
+            {"segmentation": {"size": [10.0, 20], "counts": [50, 10, 140]}},
+            "RLE whose size is no integers",
+        ),
         ({"segmentation": {"size": [10, 20], "counts": [200]}}, "mask of no area"),
         (
             {"segmentation": {"size": [10, 20], "counts": [23, 178]}},
@@ -235,10 +239,9 @@ def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:
     images.append("f.png")
     annotations[1]["id"] = annotations[2]["id"] = annotations[0]["id"]
     del annotations[3]["category_id"], annotations[4]["category_id"]
-    categories.append({"id": 2, "name": "cat"})
+    categories += [{"id": 2, "name": "cat"}, {"id": -1, "name": "ignore"}]
     expected = {
         "entries of images whose 'id' is not an integer: 1 (position 3)",
-        "entries of images without 'file_name': 1 (position 5)",
         "entries of images whose 'width' is not an integer: 1 (position 5)",
         "entries of images that are no objects: 1 (position 6)",
         "entries of annotations without 'category_id': 2 (position 3, 4)",
@@ -246,6 +249,7 @@ def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:
         "ids that occur twice in images: 1 (id 5)",
         "ids that occur twice in annotations: 1 (id 100)",
         "ids that occur twice in categories: 1 (id 2)",
+        "ids below 0 in categories: 1 (id -1)",
         "names that occur twice in categories: 1 (name cat)",
     }
     before = copy.deepcopy(content)
@@ -254,6 +258,15 @@ def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:
     assert set(error.faults) == expected
     assert len(error.faults) == len(expected)
     assert all(fault in str(error) for fault in error.faults)
+
+
+def test_images_need_names_only_where_files_are_read(tmp_path: Path) -> None:
+    content = document({})
+    del content["images"][0]["file_name"]
+    assert len(read(tmp_path, content).images) == 2
+    (tmp_path / "images").mkdir()
+    faults = faults_of(tmp_path, content, tmp_path / "images").faults
+    assert "entries of images without 'file_name': 1 (position 0)" in faults
 
 
 def test_empty_lists(tmp_path: Path) -> None:

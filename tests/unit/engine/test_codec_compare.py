@@ -160,6 +160,15 @@ def test_autoencoders_are_trained_on_masks(blobs: Path, monkeypatch: pytest.Monk
     assert row.pooled_miou == pytest.approx(expected.pooled_miou)
 
 
+def test_an_autoencoder_that_cannot_be_fitted_leaves_the_others(
+    drawn_data: DrawnData,
+) -> None:
+    settings = [Setting("autoencoder", 40, 8), Setting("dct", 4, 8)]
+    with pytest.warns(UserWarning, match="autoencoder, K = 40, S = 8: "):
+        (row,) = compare_codecs(settings, [read_coco(drawn_data.annotations)])
+    assert row.kind == "dct"
+
+
 def test_nothing_to_measure(drawn_data: DrawnData, tmp_path: Path) -> None:
     path = tmp_path / "none.json"
     path.write_text(json.dumps(drawn_data.content() | {"annotations": []}))
