@@ -131,7 +131,9 @@ def count_masks(
         chosen: which annotations count.
         per_class: keep the classes apart; over several files they are matched by name.
         workers: processes, each of which takes whole files.
-        share: count every ``n``-th batch of each file, from the ``i``-th on: ``(i, n)``.
+        share: count every ``n``-th batch of each file, in the first from the ``i``-th on, in each
+            after it from one earlier (small files have one batch, and not all are for the same
+            process): ``(i, n)``.
         on_masks: called with a number of masks whenever so many more were counted.
 
     Raises:
@@ -141,11 +143,12 @@ def count_masks(
     """
     if not annotations:
         raise ValueError("Masks are counted in at least one annotation file, found none.")
-    count = partial(
-        _count_file, mask_sizes=mask_sizes, chosen=chosen, per_class=per_class, share=share
-    )
+    count = partial(_count_file, mask_sizes=mask_sizes, chosen=chosen, per_class=per_class)
+    first, step = share
+    shares = [((first - place) % step, step) for place in range(len(annotations))]
     if workers <= 1 or len(annotations) <= 1:
-        return _merged(count(path, on_masks=on_masks) for path in annotations)
+        each = zip(annotations, shares, strict=True)
+        return _merged(count(path, its_share, on_masks=on_masks) for path, its_share in each)
     # Forked workers start at once. A fork loses threads: our kernels keep none, and torch, which
     # would wait for its own for ever, is told to use one.
     methods = multiprocessing.get_all_start_methods()
@@ -153,15 +156,15 @@ def count_masks(
     with ProcessPoolExecutor(
         min(workers, len(annotations)), context, torch.set_num_threads, (1,)
     ) as pool:
-        return _merged(_told(pool.map(count, annotations), on_masks))
+        return _merged(_told(pool.map(count, annotations, shares), on_masks))
 
 
 def _count_file(
     path: Path,
+    share: tuple[int, int],
     mask_sizes: Sequence[int],
     chosen: MaskFilter | None,
     per_class: bool,
-    share: tuple[int, int],
     on_masks: Callable[[int], None] = lambda _: None,
 ) -> MaskCounts:
     stream = MaskStream(load_document(path, None), chosen, share)

@@ -201,6 +201,11 @@ def test_any_order_and_number_of_workers_give_the_same_sums(
                 assert same_sums(one, Moments(8).add(masks[names == name])), name
 
 
+def test_small_files_are_shared_out(shards: list[Path]) -> None:
+    each = [count_masks(shards[:2], [8], share=(k, 2)).moments[8].count for k in range(2)]
+    assert each == [count_masks([path], [8]).moments[8].count for path in shards[:2]]
+
+
 @pytest.mark.parametrize("per_class", [False, True])
 @pytest.mark.parametrize("shares", [2, 3, 9])
 def test_shares_add_up_to_the_whole(
