@@ -265,10 +265,10 @@ class TrainOptions:
         val_images: folder that the file names of the validation images start from.
         val_annotations: their COCO-format annotations.
         output: folder of checkpoints, logs, curves and pictures.
-        recipe: default (10,000 updates, hours on two CPU cores), photos (few large objects, 26
-            minutes), nuclei (many small ones, two hours), a published one (MEInst_R_50_1x,
-            MEInst_R_50_1x_none, MEInst_R_50_3x, MEInst_R_50_3x_512), or a YAML file, which holds
-            what is different from the recipe it names as its ``base``; by default that of
+        recipe: default, photos (few large objects) or nuclei (many small ones), each of hours on
+            two CPU cores; a published one (MEInst_R_50_1x, MEInst_R_50_1x_none, MEInst_R_50_3x,
+            MEInst_R_50_3x_512); or a YAML file, which holds what is different from the recipe it
+            names as its ``base``, the number of updates for example; by default that of
             ``init``, or ``default``.
         init: a shipped or trained model to start from; by default the backbone starts from
             ImageNet weights and the rest from scratch.
