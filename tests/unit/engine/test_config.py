@@ -43,8 +43,8 @@ def test_plain_values_and_parsing_are_inverse(tmp_path: Path) -> None:
 def test_a_recipe_holds_what_differs_from_its_base(tmp_path: Path) -> None:
     photos = load_recipe("photos")
     assert load_recipe(write(tmp_path, "base: photos")) == photos
-    text = "base: photos\nschedule: {iterations: 4600}\naugment: {scale_jitter: [0.5, 1]}"
-    schedule = replace(photos.schedule, iterations=4600)
+    text = "base: photos\nschedule: {iterations: 5400}\naugment: {scale_jitter: [0.5, 1]}"
+    schedule = replace(photos.schedule, iterations=5400)
     augment = replace(photos.augment, scale_jitter=(0.5, 1.0))
     mine = replace(photos, schedule=schedule, augment=augment)
     assert load_recipe(write(tmp_path, text)) == mine
