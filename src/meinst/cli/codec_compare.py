@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meinst.cli.arguments import parse_arguments
-from meinst.cli.codec_output import told_warnings
+from meinst.cli.output import told_warnings
 
 if TYPE_CHECKING:
     from rich.table import Table

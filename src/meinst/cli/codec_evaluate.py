@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meinst.cli.arguments import parse_arguments
-from meinst.cli.codec_output import mask_progress
+from meinst.cli.output import mask_progress
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from meinst.cli.arguments import parse_arguments
-from meinst.cli.codec_output import check_file, mask_progress, told_warnings
+from meinst.cli.output import check_file, mask_progress, told_warnings
 
 if TYPE_CHECKING:
     from meinst.codecs import Codec

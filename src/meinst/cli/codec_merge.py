@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     options = parse_arguments(MergeArguments, arguments, "codec merge", EXAMPLES, positional="sums")
 
-    from meinst.cli.codec_output import check_file, told_warnings
+    from meinst.cli.output import check_file, told_warnings
     from meinst.codecs import ClassMoments, load_moments
     from meinst.engine.codec_fit import fitted_codec
     from meinst.engine.config import CodecOptions

@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
             f"drawing needs the package {error.name}: pip install 'meinst[train]'"
         ) from error
 
-    from meinst.cli.codec_output import check_file, mask_progress
+    from meinst.cli.output import check_file, mask_progress
     from meinst.codecs import load_codec
     from meinst.data.coco import read_coco
     from meinst.engine.codec_evaluate import evaluate_codec

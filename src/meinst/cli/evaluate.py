@@ -72,8 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from meinst.cli.codec_output import check_file
     from meinst.cli.device import find_device
+    from meinst.cli.output import check_file
     from meinst.data.coco import read_coco
     from meinst.engine.evaluate import evaluate
     from meinst.engine.memory import keep_for_reuse

@@ -141,8 +141,8 @@ def export_model(
 def _check_output(output: Path) -> None:
     if not output.exists():
         return
-    there = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    if not output.is_dir() or (there and not is_export(output)):
+    there = {entry.name for entry in output.iterdir()} if output.is_dir() else {output.name}
+    if there and not is_export(output):
         raise FileExistsError(
             f"{output} is there and no export, so it is not overwritten: choose another --output."
         )

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,10 @@ def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
     numbers: dict[str, int] = {}  # the last one tried, of each stem
     for source in sources:
         stem = source.stem.casefold()
-        number = numbers.get(stem, 1)
-        name = f"{source.stem}.jpg" if number == 1 else f"{source.stem}_{number}.jpg"
-        while name.casefold() in taken:
-            number += 1
-            name = f"{source.stem}_{number}.jpg"
+        for number in count(numbers.get(stem, 1)):
+            name = f"{source.stem}_{number}.jpg" if number > 1 else f"{source.stem}.jpg"
+            if name.casefold() not in taken:
+                break
         numbers[stem] = number
         taken.add(name.casefold())
         names.append(name)

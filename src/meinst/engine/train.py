@@ -114,7 +114,12 @@ def train(options: TrainOptions) -> Path:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     validate_every = min(recipe.schedule.validate_every, recipe.schedule.iterations)
     saving = LastCheckpoint(last, options.checkpoint_every, validate_every)
-    trainer = _make_trainer(options, recipe, accumulate, saving)
+    try:
+        trainer = _make_trainer(options, recipe, accumulate, saving)
+    except MisconfigurationException as error:  # not a RuntimeError, but as much the user's matter
+        raise ValueError(
+            f"--accelerator {options.accelerator} with --devices {options.devices}: {error}"
+        ) from error
     # Frozen batch norms are meant; so is resuming between epochs: draws are numbered, see Draws.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
@@ -168,32 +173,27 @@ def _make_trainer(
     ]
     if recipe.optimizer.ema_decay:
         callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))
-    try:
-        return L.Trainer(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.num_nodes,
-            precision=options.precision or _best_precision(options.accelerator),  # type: ignore[arg-type]
-            max_steps=schedule.iterations,
-            max_epochs=-1,
-            accumulate_grad_batches=accumulate,
-            gradient_clip_val=recipe.optimizer.clip_norm or None,
-            val_check_interval=saving.validate_every * accumulate,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            log_every_n_steps=min(20, schedule.iterations),
-            use_distributed_sampler=False,
-            callbacks=callbacks,
-            logger=[
-                CSVLogger(options.output, name="logs"),
-                TensorBoardLogger(options.output, name="tensorboard"),
-            ],
-        )
-    except MisconfigurationException as error:  # not a RuntimeError, but as much the user's matter
-        raise ValueError(
-            f"--accelerator {options.accelerator} with --devices {options.devices}: {error}"
-        ) from error
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        precision=options.precision or _best_precision(options.accelerator),  # type: ignore[arg-type]
+        max_steps=schedule.iterations,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=recipe.optimizer.clip_norm or None,
+        val_check_interval=saving.validate_every * accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        log_every_n_steps=min(20, schedule.iterations),
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        logger=[
+            CSVLogger(options.output, name="logs"),
+            TensorBoardLogger(options.output, name="tensorboard"),
+        ],
+    )
 
 
 def _best_precision(accelerator: str) -> str:

@@ -153,8 +153,8 @@ class Trainee(L.LightningModule):
         optimizer, scheduler = self.trainer.optimizers[0], self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
         given = make_optimizer(*self._parts(), self.recipe.optimizer).param_groups
+        factor = lr_factor(scheduler.last_epoch, self.recipe.schedule)
         for group, anew in zip(optimizer.param_groups, given, strict=True):
-            factor = lr_factor(scheduler.last_epoch, self.recipe.schedule)
             group.update({name: anew[name] for name in anew if name != "params"})
             group.update(initial_lr=anew["lr"], lr=anew["lr"] * factor)
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]

@@ -1,4 +1,4 @@
-"""What the codec commands show while they work."""
+"""What commands share: progress, warnings, and the check of a file they will write."""
 
 from __future__ import annotations
 
