@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from meinst.detector.layers import GroupNorm
+from meinst.detector.layers import FloatConv, GroupNorm
 
 
 class FPN(nn.Module):
@@ -44,10 +44,13 @@ class FPN(nn.Module):
                 f"a pyramid on {len(in_channels)} backbone levels has {len(in_channels)} or "
                 f"{len(in_channels) + 2} levels, not {num_levels}: give as many strides."
             )
+        further = LastLevelP6P7(channels, channels) if extra else None
+        if further is not None:
+            further.p6.__class__ = further.p7.__class__ = FloatConv
         self.net = FeaturePyramidNetwork(
             list(in_channels),
             channels,
-            extra_blocks=LastLevelP6P7(channels, channels) if extra else None,
+            extra_blocks=further,
             norm_layer=(lambda c: GroupNorm(norm_groups, c)) if norm_groups else None,
         )
 

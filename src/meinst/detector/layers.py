@@ -105,6 +105,20 @@ class GroupNorm(nn.GroupNorm):
         return result.contiguous(memory_format=torch.channels_last)
 
 
+class FloatConv(nn.Conv2d):
+    """A conv that is computed in float32 on the CPU under autocast, too.
+
+    oneDNN's bfloat16 gradient of the weights of a 3x3 conv of stride 2 whose input is one pixel
+    wide (torch 2.14.1) is what was in memory before: now and then NaN, or large enough that
+    clipping leaves nothing of all others.
+    """
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, O, H', W')``."""
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(feature.to(self.weight.dtype))
+
+
 # Winograd's conv pays from as many channels, in and out, and as many tiles of 4 x 4 pixels.
 _FAST_CHANNELS, _FAST_TILES = 48, 16
 _FAST: dict[str, Any] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meinst.detector import layers
+from meinst.detector.fpn import FPN
 from meinst.detector.layers import (
     DeformableConv,
     FastConv,
@@ -177,6 +178,23 @@ def test_group_norms_are_torchs_with_gradients(kind: torch.dtype) -> None:
         results.append((result, given.grad, norm.weight.grad, norm.bias.grad))
     for mine, other in zip(*results, strict=True):
         torch.testing.assert_close(mine, other)
+
+
+def test_levels_of_one_column_have_gradients_in_mixed_precision() -> None:
+    # oneDNN's bfloat16 gradient of the weights is unwritten memory there, seldom twice the same.
+    torch.manual_seed(0)
+    pyramid = FPN((8,), 16, 3)
+    feature, gradients = torch.randn(1, 16, 2, 1), []
+    for mixed in (False, True):
+        pyramid.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            further, _ = pyramid.net.extra_blocks([feature], [feature], ["0"])
+        p6, p7 = further[1:]
+        assert (p6.dtype, p7.dtype, p7.shape[2:]) == (torch.float32, torch.float32, (1, 1))
+        (p6.sum() + p7.sum()).backward()
+        gradients.append([weight.grad.clone() for weight in pyramid.net.extra_blocks.parameters()])
+    for exact, found in zip(*gradients, strict=True):
+        assert torch.equal(found, exact)
 
 
 def test_only_convs_that_gain_become_fast() -> None:
