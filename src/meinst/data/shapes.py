@@ -189,7 +189,8 @@ def clip_polygons(polygons: Sequence[Polygons], window: Window) -> list[Polygons
 
     Returns:
         For each instance its parts within the window; parts that lie outside are left out.
-        Pieces of one part stay joined by edges of no area on the window's border.
+        Pieces of one part stay joined by edges of no area on the window's border, which reach no
+        farther than the pieces.
     """
     parts = [part for instance in polygons for part in instance]
     if not parts:
@@ -203,6 +204,7 @@ def clip_polygons(polygons: Sequence[Polygons], window: Window) -> list[Polygons
         (1, window[3], -1),
     ):
         points, part_of = _clip_half_plane(points, part_of, axis, bound, side)
+    points, part_of = _drop_tongues(points, part_of, window)
     sizes = np.bincount(part_of, minlength=len(parts))
     pieces = iter(np.split(points.reshape(-1), np.cumsum(2 * sizes)[:-1]))
     return [
@@ -215,12 +217,9 @@ def _clip_half_plane(
     points: Floats, part_of: NDArray[np.int64], axis: int, bound: float, side: int
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Keep of closed outlines what has ``side * (coordinate - bound) >= 0``."""
-    n = len(points)
-    if n == 0:
+    if len(points) == 0:
         return points, part_of
-    first = np.flatnonzero(np.diff(part_of, prepend=-1))  # where the parts begin
-    following = np.arange(1, n + 1)
-    following[np.append(first[1:], n) - 1] = first  # the last point of a part leads to its first
+    following = _following(part_of)
     depth = side * (points[:, axis] - bound)
     inside = depth >= 0
     crossing = inside != inside[following]
@@ -235,3 +234,33 @@ def _clip_half_plane(
     cut[:, axis] = bound
     result[(place + inside)[crossing]] = cut
     return result, np.repeat(part_of, counts)
+
+
+def _drop_tongues(
+    points: Floats, part_of: NDArray[np.int64], window: Window
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Drop where outlines go along the window's border and back: no area, but wider bounds."""
+    border = np.array(window).reshape(2, 2)
+    while len(points):
+        following = _following(part_of)
+        there = points[following] - points
+        back = np.empty_like(points)
+        back[following] = -there
+        twice = (there == 0).all(1)
+        if twice.any():  # first, as a doubled corner of the window looks like two turns
+            dropped = twice
+        else:
+            along = (there == 0) & (back == 0) & (points == border[:, None]).any(0)
+            dropped = along.any(1) & (there * back >= 0).all(1)
+        if not dropped.any():
+            break
+        points, part_of = points[~dropped], part_of[~dropped]
+    return points, part_of
+
+
+def _following(part_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each point of closed outlines the next; the last of a part leads to its first."""
+    first = np.flatnonzero(np.diff(part_of, prepend=-1))  # where the parts begin
+    following = np.arange(1, len(part_of) + 1)
+    following[np.append(first[1:], len(part_of)) - 1] = first
+    return following

@@ -155,6 +155,25 @@ def test_clip_polygons_keeps_what_lies_inside() -> None:
     assert found > 1000
 
 
+@pytest.mark.parametrize("turn", range(8))
+def test_bounds_of_what_goes_around_a_corner_of_the_window(turn: int) -> None:
+    def turned(points: np.ndarray) -> np.ndarray:  # about the window's middle
+        points = points - 200.0
+        points = points[:, ::-1] if turn & 1 else points
+        return 200 + points * (-1 if turn & 2 else 1, -1 if turn & 4 else 1)
+
+    # An angle, of which the window 100..300 shows the end of one arm: 100..140 by 200..220.
+    angle = [(60, 60), (260, 60), (260, 90), (90, 90), (90, 200), (140, 200), (140, 220), (60, 220)]
+    expected = turned(np.array([(100.0, 200), (140, 220)]))
+    (pieces,) = clip_polygons([(turned(np.array(angle)).reshape(-1),)], (100, 100, 300, 300))
+    assert shape_bounds(pieces) == (*expected.min(0), *expected.max(0))
+    assert polygon_area(pieces) == 40 * 20
+    around = turned(np.array([(90.0, 90), (310, 90), (310, 310), (90, 310)]))
+    (pieces,) = clip_polygons([(around.reshape(-1),)], (100, 100, 300, 300))
+    assert shape_bounds(pieces) == (100, 100, 300, 300)
+    assert polygon_area(pieces) == 200 * 200
+
+
 def test_masks_of_both_kinds_in_their_places() -> None:
     mask = np.zeros((20, 20), dtype=np.uint8)
     mask[5:15, 2:12] = 1
