@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 COMMANDS = {
-    "demo": "try the shipped models on two pictures, nothing else needed",
+    "demo": "try the shipped models on two pictures (of scikit-image)",
     "predict": "segment images: overlays and COCO results",
     "models": "list the shipped models",
     "train": "train on your own COCO-format data",
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, ``sys.argv`` by default, and return its exit code."""
     if hasattr(sys.stdout, "reconfigure"):  # a file's name may hold what a terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; only pixels count here
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as stop:

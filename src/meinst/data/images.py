@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import warnings
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -41,7 +41,8 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
     """Read an image file (of several frames, the first).
 
     The EXIF orientation is applied, so the picture is as viewers show it. Some annotation tools
-    ignore it: when ``size`` fits the stored picture alone, that is what is returned.
+    ignore it: when ``size`` fits the stored picture alone, that is what is returned (but for TIFF,
+    which Pillow turns itself).
 
     Args:
         path: the file.
@@ -61,13 +62,12 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
     if path.stat().st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes): restore or remove it.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; only pixels count here
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                upright = _upright(image, size)
-                pixels = _rgb(upright)
+        with Image.open(path) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise Image.DecompressionBombError  # Pillow itself begins at twice as many
+            image.load()
+            upright = _upright(image, size)
+            pixels = _rgb(upright)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{path} is larger than {Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit against "
@@ -146,7 +146,7 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
     Raises:
         FileNotFoundError: for a source that does not exist or match, or holds no image.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # as given, by what the paths lead to
     for source in sources:
         path = Path(source)
         if path.is_file():
@@ -166,8 +166,9 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
                 raise FileNotFoundError(
                     f"{source} is no image file, no folder, and no pattern that matches an image."
                 )
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    return list(found.values())
 
 
 def _is_image(path: Path) -> bool:

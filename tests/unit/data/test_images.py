@@ -232,6 +232,19 @@ def test_decompression_bombs(
     assert load_image(path).shape == (20, 30, 3)
 
 
+def test_reading_leaves_the_warnings_of_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Filters belong to the whole process: changed for a moment in one thread, they are another's.
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(warnings, "filterwarnings", refuse)
+    monkeypatch.setattr(warnings, "simplefilter", refuse)
+    path = save(tmp_path / "a.png", Image.fromarray(RGB))
+    np.testing.assert_array_equal(load_image(path), RGB)
+
+
 def test_find_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no images"):
         find_images([tmp_path])
@@ -245,6 +258,8 @@ def test_find_images(tmp_path: Path) -> None:
     assert find_images([str(tmp_path / "*.png")]) == folder[1:]
     assert find_images([tmp_path / "b.png", tmp_path]) == [folder[1], folder[0], folder[2]]
     assert find_images([folder[2]]) == [folder[2]]
+    aside = tmp_path / "sub.png" / ".." / "b.png"
+    assert find_images([aside, folder[1], tmp_path / "*.png"]) == [aside, folder[2]]
     assert find_images([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # named, so meant
     assert find_images([tmp_path / "**" / "*"]) == [*folder, tmp_path / "sub.png" / "c.tif"]
     for absent in ("absent", "*.bmp"):
