@@ -101,15 +101,23 @@ class Detections:
         """Detections chosen by number, slice, numbers or a bool mask; still ``(N, ...)``.
 
         Raises:
-            IndexError: If there is no such detection, or a bool mask has another length.
+            IndexError: If there is no such detection, a bool mask has another length, or numbers
+                are no integers.
         """
         if isinstance(index, slice):  # as numbers: torch knows no negative steps
             index = list(range(len(self))[index])
         elif isinstance(index, np.ndarray):
             index = np.ascontiguousarray(index)  # nor reversed arrays
         chosen = torch.as_tensor(index, device=self.scores.device).reshape(-1)
-        if not chosen.numel():
-            chosen = chosen.long()
+        if chosen.dtype == torch.bool:
+            if len(chosen) != len(self):
+                raise IndexError(
+                    f"a mask of {len(chosen)} values chooses nothing of {len(self)} detections"
+                )
+        elif chosen.numel() and (chosen.is_floating_point() or chosen.is_complex()):
+            raise IndexError(f"numbers or a bool mask choose detections, got {chosen.dtype}")
+        else:
+            chosen = chosen.long()  # torch takes bytes for masks, and few other kinds
         return replace(
             self,
             boxes=self.boxes[chosen],
@@ -207,7 +215,7 @@ class Detections:
         )
         return [
             {
-                "image_id": image_id,
+                "image_id": int(image_id),
                 "category_id": int(category_ids[label]),
                 "bbox": side,
                 "score": score,

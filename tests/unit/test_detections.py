@@ -119,6 +119,9 @@ def test_fields_that_do_not_fit_are_errors(changes, message):
         ([3, 0], [3, 0]),
         (np.array([False, True, True, False, False]), [1, 2]),
         (torch.tensor([4, 4]), [4, 4]),
+        (np.array([2, 1, 0], np.uint8), [2, 1, 0]),  # numbers, though torch takes bytes for a mask
+        (np.array([1, 1, 0, 0, 0], np.uint8), [1, 1, 0, 0, 0]),
+        (np.array([-1, 2], np.int16), [4, 2]),
         (torch.tensor([True, False, False, False, True]), [0, 4]),
     ],
 )
@@ -136,7 +139,9 @@ def test_iteration_gives_single_detections():
     assert [float(one.scores) for one in make(3)] == pytest.approx([0.9, 0.6, 0.3])
 
 
-@pytest.mark.parametrize("index", [3, -4, [0, 7], torch.ones(2, dtype=torch.bool)])
+@pytest.mark.parametrize(
+    "index", [3, -4, [0, 7], torch.ones(2, dtype=torch.bool), np.zeros(0, bool), 1.0]
+)
 def test_index_out_of_range_is_an_error(index):
     with pytest.raises(IndexError):
         make(3)[index]

@@ -41,14 +41,17 @@ def blend_masks(
         colors: ``N`` RGB colours.
         alpha: share of the colour inside the outline, 0 to 1.
     """
+    levels = np.arange(256, dtype=np.float32)[:, None]
     thickness = min(max(round(max(image.shape[:2]) / 300), 1), 3)
     for n in sorted(range(len(crops)), key=lambda n: -crops[n].size):
         crop, (x, y) = crops[n], corners[n]
         height, width = crop.shape
         region = image[y : y + height, x : x + width]  # (h, w, 3)
         color = np.array(colors[n], dtype=np.float32)
-        tinted = region[crop] * np.float32(1 - alpha) + color * np.float32(alpha)  # (pixels, 3)
-        region[crop] = np.rint(tinted).astype(np.uint8)
+        tinted = levels * np.float32(1 - alpha) + color * np.float32(alpha)  # (256, 3)
+        for channel, table in enumerate(np.rint(tinted).astype(np.uint8).T):
+            plane = region[..., channel]
+            plane[crop] = table[plane[crop]]  # bytes alone: a crop may be as large as the image
         region[crop & ~_erode(crop, thickness)] = colors[n]
 
 

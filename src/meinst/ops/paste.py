@@ -111,7 +111,7 @@ def soft_masks_to_rle(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> lis
         ValueError: If a shape is wrong or a box is not finite.
     """
     values, corners, windows = _prepare(soft, boxes, size)
-    height, width = size
+    height, width = map(int, size)  # ready for JSON
     text, begins = encode_masks(values, corners, windows, height, width)
     return [
         {"size": [height, width], "counts": text[begin:end].tobytes().decode("ascii")}
