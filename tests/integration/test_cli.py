@@ -99,7 +99,7 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (
             ["predict", "IMAGE", "--model", "MODEL", "--output", "OUT", "--score-threshold", "7"],
-            "score_threshold must be 0 to 1, got 7",
+            "score_threshold must be between 0 and 1, got 7",
         ),
         (["evaluate", "--model", "MODEL"], "required: "),
         (["evaluate", "--model", "MODEL", "--images", "OUT", "--annotations", "JSON"], "OUT"),

@@ -28,6 +28,7 @@ from meinst.data.shapes import (
     polygon_area,
     shape_bounds,
 )
+from meinst.options import check_range
 from meinst.types import Target
 
 MIN_SIDE = 1.0
@@ -93,16 +94,11 @@ class AugmentOptions:
             raise ValueError(f"shorter_sides must be at least 1, not {self.shorter_sides}.")
         if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
             raise ValueError(f"scale_jitter must be 0 < low <= high, not {self.scale_jitter}.")
-        if self.crop_size is not None and self.crop_size < 1:
-            raise ValueError(f"crop_size must be at least 1 or None, not {self.crop_size}.")
+        check_range(self, 1, math.inf, "crop_size")
         shares = ("min_visible", "horizontal_flip", "vertical_flip", "transpose")
         strengths = ("brightness", "contrast", "saturation")
-        for names, most in ((shares, 1.0), (strengths, 1.0), (("hue",), 0.5)):
-            for name in names:
-                if not 0 <= getattr(self, name) <= most:
-                    raise ValueError(
-                        f"{name} must be between 0 and {most:g}, not {getattr(self, name)}."
-                    )
+        check_range(self, 0, 1, *shares, *strengths)
+        check_range(self, 0, 0.5, "hue")
 
 
 @dataclass(frozen=True)

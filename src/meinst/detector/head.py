@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from meinst.detector.layers import DeformableConv, GroupNorm, LargeKernelPredictor
 from meinst.ops.points import make_points
+from meinst.options import check_range
 from meinst.types import HeadOutputs
 
 PRIOR = 0.01  # score of every class before training; keeps the first focal losses small
@@ -36,6 +37,10 @@ class HeadOptions:
     deformable: Literal["none", "last", "all"] = "none"
     modulated: bool = False
     mask_predictor: Literal["conv", "large_kernel"] = "conv"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no layers."""
+        check_range(self, 0, math.inf, "num_convs", "num_shared_convs", "norm_groups")
 
 
 class Tower(nn.Sequential):

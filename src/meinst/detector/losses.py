@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from meinst.ops.boxes import (
     giou_of_distances,
 )
 from meinst.ops.frames import masks_in_frames
+from meinst.options import check_range
 from meinst.types import HeadOutputs, Target
 
 NEAR = 0.5  # IoU of a predicted box in which sight learns its object's mask
@@ -57,6 +59,14 @@ class LossOptions:
     sight_weight: float = 2.0
     sight_samples: int = 256
     target_logits: Logits = "expected"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no loss."""
+        weights = ("box", "code", "pixel", "dice", "sight")
+        check_range(self, 0, math.inf, *(f"{name}_weight" for name in weights))
+        check_range(self, 0, math.inf, "center_radius", "focal_gamma", "giou_smooth")
+        check_range(self, 0, 1, "focal_alpha")
+        check_range(self, 0, math.inf, "sight_samples")
 
 
 @dataclass(frozen=True)

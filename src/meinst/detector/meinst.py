@@ -8,6 +8,7 @@ is :class:`Predictor`, which exported models share (:mod:`meinst.engine.runtime`
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from meinst.detector.head import Head, HeadOptions
 from meinst.detector.layers import use_fast_convs
 from meinst.detector.select import ImageSize, SelectOptions, select_detections
 from meinst.detector.sight import MaskRefiner, SightMap
+from meinst.options import check_range
 from meinst.types import HeadOutputs
 
 Given: TypeAlias = "ImageLike | ResizedImage"
@@ -72,6 +74,12 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not go together."""
+        check_range(self, 1, math.inf, "channels")
+        check_range(self, 0, math.inf, "pyramid_norm_groups", "sight_channels")
+        if not self.backbone_levels or any(b <= a for a, b in pairwise(self.backbone_levels)):
+            raise ValueError(f"backbone_levels must be some that rise, got {self.backbone_levels}.")
+        if min(self.pixel_std) <= 0:
+            raise ValueError(f"pixel_std must be above 0, got {self.pixel_std}.")
         if len(self.distance_limits) != len(self.strides) - 1:
             raise ValueError(
                 f"distance_limits has {len(self.distance_limits)} numbers for "

@@ -13,6 +13,7 @@ from meinst.codecs import Codec
 from meinst.detections import Detections
 from meinst.detector.sight import MaskRefiner, mask_sureness
 from meinst.ops.boxes import distances_to_boxes
+from meinst.options import check_range
 from meinst.types import HeadOutputs
 
 UNTUNED = 0.5  # score threshold where none was given and no training found one
@@ -44,13 +45,8 @@ class SelectOptions:
             raise ValueError(
                 f"candidate_threshold must lie between 0 and 1, got {self.candidate_threshold}."
             )
-        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
-            raise ValueError(f"score_threshold must be 0 to 1, got {self.score_threshold}.")
-        if self.max_detections < 1 or self.max_per_level < 1:
-            raise ValueError(
-                f"max_detections and max_per_level must be at least 1, got "
-                f"{self.max_detections} and {self.max_per_level}."
-            )
+        check_range(self, 0, 1, "score_threshold", "nms_threshold")
+        check_range(self, 1, math.inf, "max_detections", "max_per_level")
 
 
 @dataclass(frozen=True)

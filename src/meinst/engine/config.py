@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -10,6 +11,7 @@ from meinst.data.transforms import AugmentOptions, InputOptions
 from meinst.detector.losses import LossOptions
 from meinst.detector.meinst import ModelOptions
 from meinst.detector.select import SelectOptions
+from meinst.options import check_range
 
 RECIPES = Path(__file__).parent.parent / "zoo" / "recipes"
 
@@ -43,7 +45,9 @@ class CodecOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what only principal components can do."""
+        """Refuse numbers that make no codec, and what only principal components can do."""
+        check_range(self, 1, math.inf, "n_components", "mask_size")
+        check_range(self, 0, math.inf, "shrinkage", "seed")
         if self.per_class and self.kind != "pca":
             raise ValueError(
                 f"a basis for each class (per_class) is for kind pca, found kind {self.kind}."
@@ -78,6 +82,12 @@ class OptimizerOptions:
     frozen_stages: int = 2
     ema_decay: float = 0.998
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no step, or one uphill."""
+        check_range(self, 0, 1, "momentum", "ema_decay")
+        names = ("lr", "backbone_lr_factor", "weight_decay", "clip_norm", "frozen_stages")
+        check_range(self, 0, math.inf, *names)
+
 
 @dataclass(frozen=True)
 class ScheduleOptions:
@@ -106,8 +116,10 @@ class ScheduleOptions:
     validate_every: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse a run that would not end with a validation."""
-        _check_positive(self, "iterations", "validate_every")
+        """Refuse numbers that make no run, and one that would not end with a validation."""
+        check_range(self, 1, math.inf, "iterations", "validate_every")
+        check_range(self, 0, math.inf, "warmup_iterations")
+        check_range(self, 0, 1, "warmup_factor", "final_factor", "step_factor")
         if self.iterations > self.validate_every and self.iterations % self.validate_every:
             raise ValueError(
                 f"iterations = {self.iterations} is no multiple of validate_every = "
@@ -145,14 +157,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse an empty batch."""
-        _check_positive(self, "batch_size")
-
-
-def _check_positive(options: object, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_range(self, 1, math.inf, "batch_size")
 
 
 T = TypeVar("T")
@@ -196,7 +201,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         ValueError: if a file holds an unknown key or a value that does not fit, or is its own base.
     """
     values, path = _read_values(name_or_path, ())
-    return parse_options(Recipe, values, str(path))
+    return parse_options(Recipe, _merge(plain_values(Recipe()), values), str(path))
 
 
 def _read_values(name_or_path: str | Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Path]:
@@ -233,8 +238,10 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         under = below.get(key)
-        both = isinstance(under, dict) and isinstance(value, dict)
-        merged[key] = _merge(under, value) if both else value  # type: ignore[arg-type]
+        if isinstance(under, dict) and isinstance(value, dict | None):
+            merged[key] = _merge(under, value or {})  # a section may have comments alone
+        else:
+            merged[key] = value
     return merged
 
 
@@ -278,8 +285,8 @@ class TrainOptions:
         codec: a fitted codec (.npz); by default that of ``init``, or one fitted on the
             training annotations.
         resume: go on from the output folder's last checkpoint, with the run's own codec, weights
-            and seed (``init``, ``codec`` and ``seed`` are not looked at then), and its own recipe
-            unless ``recipe`` is given.
+            and seed (``init``, ``backbone_weights``, ``random_backbone``, ``codec`` and ``seed``
+            are not looked at then), and its own recipe unless ``recipe`` is given.
         seed: of weights, order and augmentation.
         devices: processes, one for each device.
         num_nodes: machines.
@@ -316,6 +323,6 @@ class TrainOptions:
     def __post_init__(self) -> None:
         """Refuse numbers that make no run."""
         names = ("devices", "num_nodes", "images_per_device", "checkpoint_every")
-        _check_positive(self, *names)
-        if self.workers < 0:
-            raise ValueError(f"workers must be at least 0, got {self.workers}.")
+        check_range(self, 1, math.inf, *names)
+        check_range(self, 0, math.inf, "workers")
+        check_range(self, 0, 2**32 - 1, "seed")  # as NumPy's generator takes them

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -84,6 +85,36 @@ def test_losses_by_hand_for_one_positive(codec: PCACodec) -> None:
     assert losses["box"].item() == pytest.approx(1 - 4 / 9.375)
     wanted = codec.transform(target.masks)[0]
     assert losses["code"].item() == pytest.approx(wanted.square().sum().item() / 6, rel=1e-5)
+
+
+def test_losses_by_hand_for_points_of_unequal_centerness(codec: PCACodec) -> None:
+    # In the box's middle, as above, and 8 pixels to the right: l = 23, r = 7, t = b = 10.
+    points, strides = make_points([(1, 2)], [8])
+    codes = torch.randn((1, 2, 6), generator=torch.Generator().manual_seed(1))
+    outputs = HeadOutputs(
+        logits=torch.zeros(1, 2, 2),
+        boxes=torch.ones(1, 2, 4),
+        centerness=torch.zeros(1, 2),
+        codes=codes,
+        points=points + 16,  # (20, 20), (28, 20)
+        strides=strides,
+        level_sizes=(2,),
+    )
+    target = replace(one_target(), boxes=torch.tensor([[5.0, 10.0, 35.0, 30.0]]))
+    options = LossOptions(box_weight=5.0, code_weight=4.0, pixel_weight=2.0, dice_weight=3.0)
+    losses = compute_losses(outputs, [target], codec, (), options)
+    weight = np.array([1.0, np.sqrt(7 / 23)])
+    mask = target.masks.numpy().reshape(-1).astype(float)  # (49,)
+    soft = codec.inverse_transform(codes[0]).numpy().reshape(2, -1).astype(float)
+    entropy = -(mask * np.log(soft) + (1 - mask) * np.log(1 - soft)).mean(1)
+    dice = 1 - (2 * (soft * mask).sum(1) + 1) / ((soft**2).sum(1) + mask.sum() + 1)
+    error = (codes[0] - codec.transform(target.masks)).square().mean(1).numpy()
+    # The second: I = 1.875 * 2, U = 4 + 3.75 * 2.5 - I, enclosing 3.875 * 2.5.
+    giou = np.array([4 / 9.375, 3.75 / 9.625 - (9.6875 - 9.625) / 9.6875])
+    parts = {"box": (5, 1 - giou), "code": (4, error), "pixel": (2, entropy), "dice": (3, dice)}
+    for name, (factor, values) in parts.items():
+        expected = factor * (values * weight).sum() / weight.sum()
+        assert losses[name].item() == pytest.approx(expected, rel=1e-4), name
 
 
 def test_a_batch_equals_its_images_weighted_by_their_normalisers(codec: PCACodec) -> None:

@@ -44,7 +44,7 @@ def test_threshold_and_limit_of_the_call(tiny_model: MEInst) -> None:
     above = tiny_model.predict(picture(80, 80), score_threshold=limit)
     assert len(above) == (found.scores >= limit).sum()
     assert len(tiny_model.predict(picture(80, 80), score_threshold=0.0, max_detections=3)) == 3
-    with pytest.raises(ValueError, match="score_threshold must be 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="score_threshold must be between 0 and 1, got 2"):
         tiny_model.predict(picture(80, 80), score_threshold=2)
 
 

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from meinst.engine.config import (
+    RECIPES,
     Recipe,
     TrainOptions,
     list_recipes,
@@ -98,6 +99,18 @@ def test_faults_name_the_file_and_the_key(tmp_path: Path, text: str, words: list
         ),
         ("schedule: {iterations: 0}", "iterations must be at least 1, got 0"),
         ("batch_size: 0", "batch_size must be at least 1, got 0"),
+        ("selection: {nms_threshold: 60}", "nms_threshold must be between 0 and 1, got 60"),
+        ("loss: {sight_samples: -1}", "sight_samples must be at least 0, got -1"),
+        ("loss: {dice_weight: .nan}", "dice_weight must be at least 0, got nan"),
+        ("loss: {focal_alpha: 7}", "focal_alpha must be between 0 and 1, got 7"),
+        ("model: {head: {num_convs: -1}}", "num_convs must be at least 0, got -1"),
+        ("optimizer: {ema_decay: 2}", "ema_decay must be between 0 and 1, got 2"),
+        ("optimizer: {lr: -0.1}", "lr must be at least 0, got -0.1"),
+        ("schedule: {warmup_iterations: -5}", "warmup_iterations must be at least 0, got -5"),
+        ("model: {backbone_levels: []}", r"backbone_levels must be some that rise, got \(\)"),
+        ("model: {pixel_std: [1, 0, 1]}", r"pixel_std must be above 0, got \(1.0, 0.0, 1.0\)"),
+        ("codec: {mask_size: 0}", "mask_size must be at least 1, got 0"),
+        ("augment: {hue: 0.7}", "hue must be between 0 and 0.5, got 0.7"),
     ],
 )
 def test_numbers_that_make_no_run_are_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -105,11 +118,24 @@ def test_numbers_that_make_no_run_are_refused(tmp_path: Path, text: str, words: 
         load_recipe(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("base", ["", "base: photos\n"])
+def test_a_section_of_comments_alone_says_nothing(tmp_path: Path, base: str) -> None:
+    text = base + "schedule:\n  # iterations: 2000\n"
+    text += "model: {head: , channels: 64, pyramid_norm_groups: 8}\n"
+    recipe = load_recipe(write(tmp_path, text))
+    expected = load_recipe("photos") if base else Recipe()
+    assert recipe.schedule == expected.schedule
+    assert recipe.model.head == expected.model.head
+    assert recipe.model.channels == 64
+
+
 def test_train_options_are_checked() -> None:
     paths = [Path()] * 5
     for name in ("devices", "num_nodes", "images_per_device", "checkpoint_every"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             TrainOptions(*paths, **{name: 0})
+    with pytest.raises(ValueError, match=r"seed must be between 0 and 4\.29497e\+09, got -1"):
+        TrainOptions(*paths, seed=-1)
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         TrainOptions(*paths, workers=-1)
 
@@ -122,8 +148,8 @@ def test_unknown_names_list_the_known_ones() -> None:
 @pytest.mark.parametrize("name", list_recipes())
 def test_shipped_recipes_are_whole_and_say_how_to_run_them(name: str) -> None:
     recipe = load_recipe(name)
-    assert len(recipe.model.distance_limits) == len(recipe.model.strides) - 1
     assert parse_options(Recipe, plain_values(recipe), name) == recipe
+    assert f"meinst train --recipe {name} " in (RECIPES / f"{name}.yaml").read_text()
 
 
 @pytest.mark.parametrize("path", sorted(MEASURED.glob("*.yaml")), ids=lambda path: path.stem)
