@@ -178,7 +178,7 @@ def test_faulty_arguments_are_told_before_any_work(
     tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
 ) -> None:
     sources = [drawn_data.images / "two.png"]
-    with pytest.raises(ValueError, match="score_threshold must be 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="score_threshold must be between 0 and 1, got 2"):
         predict_files(tiny_model, sources, tmp_path / "new", score_threshold=2)
     assert not (tmp_path / "new").exists()
     file = tmp_path / "file"
@@ -201,6 +201,15 @@ def test_overlays_of_an_earlier_run_are_not_segmented(
         predict_files(tiny_model, sources[1:], pictures)
         assert (pictures / "two.jpg").is_file()
     assert without_overlays(sources, tmp_path) == sources
+    # Nor those of the run before the last, or of one that was killed before it wrote its lists.
+    shutil.copy(drawn_data.images / "large.png", pictures)
+    predict_files(tiny_model, [pictures / "large.png"], pictures)
+    own = [pictures / "large.png", mine, pictures / "two.png"]
+    assert without_overlays(find_images([pictures]), pictures) == own
+    for name in ("images.json", "predictions.json"):
+        (pictures / name).unlink()
+    assert without_overlays(find_images([pictures]), pictures) == own
+    assert overlay_names(own, pictures) == ["large.jpg", "mine_2.jpg", "two.jpg"]
 
 
 def test_names_of_many_equal_stems_are_found_at_once(tmp_path: Path) -> None:

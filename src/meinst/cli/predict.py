@@ -28,7 +28,7 @@ class PredictArguments:
     for all of them predictions.json (COCO results, masks as RLE in the size of the original) and
     images.json (which image_id is which file, which category_id is which class; pycocotools:
     COCO("images.json").loadRes("predictions.json"), unless that is an empty list). Overlays that
-    an earlier run wrote there are not segmented.
+    earlier runs wrote there are not segmented. Of a file of several frames or pages the first is.
 
     Attributes:
         sources: image files, folders (the images directly in them) or glob patterns in quotes.
@@ -60,7 +60,6 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.engine.predict import RESULTS, check_folder, predict_files, without_overlays
     from meinst.engine.runtime import load
 
-    check_folder(options.output)
     found = find_images(options.sources)
     sources = without_overlays(found, options.output)
     if not sources:
@@ -70,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"left out: {left_out} overlays of an earlier run in {options.output}")
     keep_for_reuse()
     model = load(options.model).to(find_device(options.device))
+    check_folder(options.output)
     outcomes = predict_files(
         model,
         sources,

@@ -23,6 +23,7 @@ from meinst.files import write_atomically
 
 RESULTS, IMAGES = "predictions.json", "images.json"
 _LONGEST = 65500  # pixels of a side that a JPEG file can have
+_MARK, _HEAD = b"overlay by meinst", 256  # a comment, and within how many bytes it stands
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def predict_files(
     cannot load an empty list). An image
     that fails is noted and left out; if all fail, neither JSON file is written. If the run is
     broken off, they hold what was done. Files are written whole or not at all, and nothing is
-    overwritten but what an earlier run wrote, as its ``images.json`` tells.
+    overwritten but what an earlier run wrote: overlays tell so in a comment in the file.
 
     Args:
         model: in evaluation mode.
@@ -171,7 +172,8 @@ def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
         FileExistsError: if the folder holds files named as the results that are none.
     """
     folder = output.resolve()
-    taken = {entry.name.casefold() for entry in folder.iterdir()} - _written_before(output)
+    _check_results(output)
+    taken = {entry.name.casefold() for entry in folder.iterdir() if not _is_overlay(entry)}
     taken |= {source.name.casefold() for source in sources if source.resolve().parent == folder}
     names = []
     numbers: dict[str, int] = {}  # the last one tried, of each stem
@@ -188,28 +190,31 @@ def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
 
 
 def without_overlays(sources: Sequence[Path], output: Path) -> list[Path]:
-    """The sources that are no overlays that an earlier run wrote in ``output``.
-
-    Raises:
-        FileExistsError: as :func:`overlay_names`.
-    """
-    folder, written = output.resolve(), _written_before(output)
+    """The sources that are no overlays that earlier runs, whole or not, wrote in ``output``."""
+    folder = output.resolve()
     return [
-        source
-        for source in sources
-        if source.resolve().parent != folder or source.name.casefold() not in written
+        source for source in sources if source.resolve().parent != folder or not _is_overlay(source)
     ]
 
 
-def _written_before(output: Path) -> set[str]:
-    """Names of the overlays of an earlier run, case folded."""
+def _is_overlay(path: Path) -> bool:
+    """Whether :func:`predict_files` wrote a file: its overlays say so in a comment."""
+    if path.suffix != ".jpg" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _MARK in file.read(_HEAD)
+
+
+def _check_results(output: Path) -> None:
+    """Refuse to overwrite results of somebody else."""
     try:
         content = json.loads((output / IMAGES).read_bytes())
-        return {image["overlay"].casefold() for image in content["images"]}
+        if all("overlay" in image for image in content["images"]):
+            return
     except FileNotFoundError:
         if not (output / RESULTS).exists():
-            return set()
-    except (ValueError, KeyError, TypeError, AttributeError):
+            return
+    except (ValueError, KeyError, TypeError):
         pass
     raise FileExistsError(
         f"{output}: holds an {IMAGES} or a {RESULTS} that is not of `meinst predict`; choose "
@@ -221,5 +226,5 @@ def _jpeg(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
     image.thumbnail((_LONGEST, _LONGEST))  # smaller ones stay as they are
-    image.save(buffer, format="JPEG", quality=92, subsampling=0)
+    image.save(buffer, format="JPEG", quality=92, subsampling=0, comment=_MARK)
     return buffer.getvalue()
