@@ -66,8 +66,9 @@ def test_evaluate_writes_a_report(
     codec: Path, drawn_data: DrawnData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    folder = tmp_path / "new" / "report"
-    files = (drawn_data.annotations, drawn_data.annotations)
+    folder, copied = tmp_path / "new" / "report", tmp_path / "copied.json"
+    copied.write_bytes(drawn_data.annotations.read_bytes())
+    files = (drawn_data.annotations, copied)
     assert run("evaluate", codec, *files, "--output", folder) == 0
     assert capsys.readouterr().err.strip() == ""
     assert {path.name for path in folder.iterdir()} == {
@@ -76,7 +77,7 @@ def test_evaluate_writes_a_report(
         "report.html",
     }
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["annotations"] == [str(drawn_data.annotations)] * 2
+    assert metrics["annotations"] == [str(path) for path in files]
     assert metrics["overall"]["instances"] == 18
     assert 0.8 < metrics["overall"]["mean_iou"] < 1
     with (folder / "instances.csv").open(newline="") as file:
@@ -231,3 +232,36 @@ def test_known_errors_are_one_line(
     assert told.startswith("error: ")
     assert "\n" not in told
     assert message in told
+
+
+@pytest.mark.parametrize("command", ["fit", "merge", "evaluate", "compare", "show"])
+def test_a_file_given_twice_is_refused(
+    command: str,
+    codec: Path,
+    drawn_data: DrawnData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = drawn_data.annotations.parent
+    twice = [drawn_data.annotations, folder / ".." / folder.name / drawn_data.annotations.name]
+    first = [codec] if command in ("evaluate", "show") else []
+    output = tmp_path / "out.png"
+    assert run(command, *first, *twice, "--output", output) == 2
+    assert "are one file, which would count twice" in capsys.readouterr().err
+    assert not output.is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["absent.json", "--kind", "grid"], "absent.json: there is no such file"),
+        (["absent.json", "--workers", "0"], "workers must be at least 1, got 0"),
+        (["absent.json", "--min-size", "-5"], "min_size must be at least 0, got -5"),
+    ],
+)
+def test_fit_refuses_what_cannot_be(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", *options, "--output", tmp_path / "codec.npz") == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,26 @@ def test_the_command_line_exports_predicts_and_evaluates(
     assert "is a folder, an export perhaps" in capsys.readouterr().err
 
 
+def test_the_command_line_quantises_and_measures(
+    tiny_model_file: Path,
+    drawn_data: DrawnData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = ["--calibration-images", str(drawn_data.images)]
+    data += ["--annotations", str(drawn_data.annotations), "--int8"]
+    export = ["export", str(tiny_model_file), "--output", str(tmp_path / "int8"), *data]
+    assert main([*export, "--max-ap-drop", "-100"]) != 0  # more than all would have to be gained
+    refused = capsys.readouterr()
+    assert "nothing written: with 8 bits the mask AP falls from" in refused.err
+    assert not (tmp_path / "int8").exists()
+    assert main([*export, "--max-ap-drop", "100"]) == 0
+    said = capsys.readouterr().out
+    aps = dict(re.findall(r"^(float32|int8): box AP \S+, mask AP (\S+) \(", said, re.MULTILINE))
+    assert float(aps["float32"]) == pytest.approx(float(aps["int8"]), abs=0.2)
+    assert (tmp_path / "int8" / "model.xml").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -179,6 +200,7 @@ def test_the_command_line_exports_predicts_and_evaluates(
         (["--int8", "--calibration-images", "{absent}"], "is no image file, no folder"),
         (["--annotations", "{annotations}"], "--annotations needs the folder"),
         (["--images", "{images}"], "--images is for --annotations"),
+        (["--max-ap-drop", "0.2"], "--max-ap-drop is for --int8 with --annotations"),
         (["--format", "tflite"], "tflite"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meinst.cli.arguments import parse_arguments
-from meinst.cli.output import told_warnings
+from meinst.cli.output import check_each_once, read_all_told, told_warnings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +60,6 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from meinst.data.coco import read_coco
     from meinst.engine.codec_compare import (
         PLOT,
         best_line,
@@ -71,11 +70,9 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.engine.predict import check_folder
 
     settings = plan_settings(options.kinds, options.components, options.mask_sizes)
+    check_each_once(options.fit)
     check_folder(options.output)
-    data = [read_coco(path) for path in options.annotations]
-    for one in data:
-        for line in str(one.report).splitlines():
-            print(f"warning: {one.annotations}:", line, file=sys.stderr)
+    data = read_all_told(options.annotations)
     errors = Console(stderr=True)
     bar = Progress(console=errors, transient=True, disable=not errors.is_terminal)
     with told_warnings(), bar as progress:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meinst.cli.arguments import parse_arguments
-from meinst.cli.output import mask_progress
+from meinst.cli.output import mask_progress, read_all_told
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +53,6 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from meinst.codecs import load_codec
-    from meinst.data.coco import read_coco
     from meinst.engine.codec_evaluate import check_scores_folder, evaluate_codec, write_scores
     from meinst.engine.predict import check_folder
 
@@ -61,10 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         check_folder(options.output)
         check_scores_folder(options.output)
     codec = load_codec(options.codec)
-    data = [read_coco(path) for path in options.annotations]
-    for one in data:
-        for line in str(one.report).splitlines():
-            print(f"warning: {one.annotations}:", line, file=sys.stderr)
+    data = read_all_told(options.annotations)
     total = sum(int((~each.crowd).sum()) for one in data for each in one.instances)
     with mask_progress(total) as advance:
         scores = evaluate_codec(codec, data, advance)

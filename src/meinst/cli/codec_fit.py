@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from meinst.cli.arguments import parse_arguments
-from meinst.cli.output import check_file, mask_progress, told_warnings
+from meinst.cli.output import (
+    check_each_once,
+    check_file,
+    mask_progress,
+    tell_report,
+    told_warnings,
+)
+from meinst.options import check_range
 
 if TYPE_CHECKING:
     from meinst.codecs import Codec
-    from meinst.data.coco import Report
     from meinst.data.mask_stream import MaskFilter
     from meinst.engine.config import CodecOptions
 
@@ -69,6 +75,11 @@ class FitArguments:
     moments: Path | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that count nothing."""
+        check_range(self, 1, math.inf, "workers")
+        check_range(self, 0, math.inf, "min_size")
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
@@ -80,6 +91,10 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.engine.codec_fit import unfitted_codec
     from meinst.engine.config import CodecOptions
 
+    for path in options.annotations:
+        if not path.is_file():  # a grid learns nothing, and would not read it
+            raise FileNotFoundError(f"{path}: there is no such file.")
+    check_each_once(options.annotations)
     check_file(options.output, options.annotations)
     wanted = CodecOptions(
         kind=options.kind,
@@ -121,7 +136,7 @@ def _fit_by_moments(options: FitArguments, wanted: CodecOptions, chosen: MaskFil
             on_masks=advance,
         )
     for path, report in zip(options.annotations, counts.reports, strict=True):
-        _tell(path, report)  # of a process's own share, where there are several
+        tell_report(path, report)  # of a process's own share, where there are several
     moments = counts.moments[options.mask_size]
     if world > 1:
         torch.distributed.init_process_group("gloo")
@@ -152,16 +167,11 @@ def _fit_on_masks(options: FitArguments, wanted: CodecOptions, chosen: MaskFilte
             options.seed,
             chosen,
             on_masks=advance,
-            on_report=_tell,
+            on_report=tell_report,
         )
     with mask_progress(codec.iterations, noun="steps") as advance:
         _fitted(lambda: codec.fit(masks, on_step=lambda _: advance(1)), options.annotations)
     return _save(codec, options.output, f" from {len(masks):,} masks")
-
-
-def _tell(path: Path, report: Report) -> None:
-    for line in str(report).splitlines():
-        print(f"warning: {path}:", line, file=sys.stderr)
 
 
 def _fitted(fit: Callable[[], Codec], annotations: Sequence[Path]) -> Codec:

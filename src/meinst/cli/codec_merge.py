@@ -46,11 +46,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     options = parse_arguments(MergeArguments, arguments, "codec merge", EXAMPLES, positional="sums")
 
-    from meinst.cli.output import check_file, told_warnings
+    from meinst.cli.output import check_each_once, check_file, told_warnings
     from meinst.codecs import ClassMoments, load_moments
     from meinst.engine.codec_fit import fitted_codec
     from meinst.engine.config import CodecOptions
 
+    check_each_once(options.sums)
     check_file(options.output, options.sums)
     moments = load_moments(options.sums[0])
     for path in options.sums[1:]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +49,8 @@ def run(arguments: Sequence[str]) -> int:
             f"drawing needs the package {error.name}: pip install 'meinst[train]'"
         ) from error
 
-    from meinst.cli.output import check_file, mask_progress
+    from meinst.cli.output import check_file, mask_progress, read_all_told
     from meinst.codecs import load_codec
-    from meinst.data.coco import read_coco
     from meinst.engine.codec_evaluate import evaluate_codec
     from meinst.engine.codec_pairs import find_pairs, spread
     from meinst.engine.codec_sheet import codec_sheet
@@ -60,12 +58,11 @@ def run(arguments: Sequence[str]) -> int:
 
     if not 1 <= options.count <= MOST:
         raise ValueError(f"--count must be from 1 to {MOST}, got {options.count}.")
+    if options.output.suffix.lower() != ".png":
+        raise ValueError(f"--output {options.output}: a PNG is written; let the name end in .png.")
     check_file(options.output, (options.codec, *options.annotations))
     codec = load_codec(options.codec)
-    data = [read_coco(path) for path in options.annotations]
-    for one in data:
-        for line in str(one.report).splitlines():
-            print(f"warning: {one.annotations}:", line, file=sys.stderr)
+    data = read_all_told(options.annotations)
     if data:
         total = sum(int((~one.crowd).sum()) for each in data for one in each.instances)
         with mask_progress(total) as advance:

@@ -73,8 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.progress import Progress
 
     from meinst.cli.device import find_device
-    from meinst.cli.output import check_file
-    from meinst.data.coco import read_coco
+    from meinst.cli.output import check_file, read_told
     from meinst.engine.evaluate import evaluate
     from meinst.engine.memory import keep_for_reuse
     from meinst.engine.runtime import load
@@ -82,9 +81,7 @@ def run(arguments: Sequence[str]) -> int:
 
     if options.output is not None:
         check_file(options.output, [options.annotations, Path(options.model)])
-    data = read_coco(options.annotations, options.images)
-    for line in str(data.report).splitlines():
-        print("warning:", line, file=sys.stderr)
+    data = read_told(options.annotations, options.images)
     keep_for_reuse()
     model = load(options.model).to(find_device(options.device))
     with Progress(console=Console(stderr=True), transient=True) as progress:

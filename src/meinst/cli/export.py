@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +59,10 @@ def run(arguments: Sequence[str]) -> int:
     options = parse_arguments(ExportArguments, arguments, "export", EXAMPLES, ("model",))
     _check(options)
 
-    from meinst.data.coco import read_coco
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from meinst.cli.output import read_told
     from meinst.data.images import find_images
     from meinst.engine.checkpoint import load_model, read_info
     from meinst.engine.export import export_model
@@ -70,20 +72,34 @@ def run(arguments: Sequence[str]) -> int:
     if options.calibration_images is not None:
         calibration = find_images([options.calibration_images])
     if options.annotations is not None:
-        data = read_coco(options.annotations, options.images or options.calibration_images)
-        for line in str(data.report).splitlines():
-            print("warning:", line, file=sys.stderr)
-    report = export_model(
-        load_model(options.model),
-        options.output,
-        options.format,
-        calibration=calibration,
-        data=data,
-        max_ap_drop=options.max_ap_drop,
-        recipe=info.recipe,
-        metrics=info.metrics,
-        on_step=lambda step: print(f"{step} ...", flush=True),
-    )
+        data = read_told(options.annotations, options.images or options.calibration_images)
+    progress = Progress(console=Console(stderr=True), transient=True)
+    task = progress.add_task("images")
+
+    def show(step: str, images: int) -> None:
+        if progress.live.is_started:
+            progress.stop()
+        print(f"{step} ...", flush=True)
+        if images:  # else none: nncf has bars of its own
+            progress.reset(task, total=images)
+            progress.start()
+
+    try:
+        report = export_model(
+            load_model(options.model),
+            options.output,
+            options.format,
+            calibration=calibration,
+            data=data,
+            max_ap_drop=options.max_ap_drop,
+            recipe=info.recipe,
+            metrics=info.metrics,
+            on_step=show,
+            on_image=lambda: progress.advance(task),
+        )
+    finally:
+        if progress.live.is_started:
+            progress.stop()
     _print_report(report)
     return 0
 
@@ -104,6 +120,12 @@ def _check(options: ExportArguments) -> None:
         )
     if options.calibration_images is not None and not options.int8:
         raise ValueError("--calibration-images is for --int8: give both or neither.")
+    if options.max_ap_drop != ExportArguments.max_ap_drop and not (
+        options.int8 and options.annotations
+    ):
+        raise ValueError(
+            "--max-ap-drop is for --int8 with --annotations: else no AP is measured that falls."
+        )
     if options.annotations is None and options.images is not None:
         raise ValueError("--images is for --annotations: give both or neither.")
     if options.annotations and not (options.images or options.calibration_images):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meinst.data.coco import CocoData, Report
 
 
 @contextmanager
@@ -76,3 +80,41 @@ def check_file(path: Path, others: Iterable[Path] = (), option: str = "--output"
     if path.resolve() in {other.resolve() for other in others}:
         raise ValueError(f"{option} {path} would overwrite a file of this command; give another.")
     check_folder(path.parent)
+
+
+def check_each_once(paths: Iterable[Path]) -> None:
+    """Refuse a file that is given twice, under whatever names.
+
+    Raises:
+        ValueError: naming both.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        first = found.setdefault(path.resolve(), path)
+        if first is not path:
+            raise ValueError(f"{path} and {first} are one file, which would count twice.")
+
+
+def read_told(annotations: Path, images: Path | None = None) -> CocoData:
+    """Read annotations and tell what is faulty in them; see :func:`meinst.data.coco.read_coco`."""
+    from meinst.data.coco import read_coco
+
+    data = read_coco(annotations, images)
+    tell_report(annotations, data.report)
+    return data
+
+
+def read_all_told(annotations: Sequence[Path]) -> list[CocoData]:
+    """Read several annotation files without images.
+
+    Raises:
+        ValueError: if one is given twice, or is no annotation file.
+    """
+    check_each_once(annotations)
+    return [read_told(path) for path in annotations]
+
+
+def tell_report(path: Path, report: Report) -> None:
+    """What was found faulty in an annotation file, as lines on the error stream."""
+    for line in str(report).splitlines():
+        print(f"warning: {path}:", line, file=sys.stderr)

@@ -55,6 +55,11 @@ def find_model(name_or_path: str | Path) -> Path:
     """
     shipped = ZOO / f"{name_or_path}.safetensors"
     path = shipped if str(name_or_path) in list_models() else Path(name_or_path)
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"model {str(name_or_path)!r} is a folder: give a file that `meinst train` wrote, such "
+            "as its best.safetensors. An export cannot be trained or converted."
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"model {str(name_or_path)!r} is neither a file nor one of "
@@ -205,6 +210,17 @@ def build_model(class_names: tuple[str, ...], recipe: Recipe, codec: Codec) -> M
     return MEInst(class_names, codec, recipe.model, recipe.image_size, recipe.selection)
 
 
+def find_kind(path: Path) -> str | None:
+    """What kind of file :func:`write_described` wrote, by any version; None for another file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format")
+    except (SafetensorError, OSError):
+        return None
+
+
 def read_described(
     path: Path, kind: str, *, weights: bool = True
 ) -> tuple[ModelInfo, dict[str, Tensor]]:
@@ -237,9 +253,16 @@ def read_described(
             f"{path}: its description is damaged ({type(error).__name__}: {error}). "
             f"Use {_MAKERS[kind]} wrote."
         ) from error
+    try:
+        recipe = parse_options(Recipe, values["recipe"], str(path))
+    except ValueError as error:
+        raise ModelFileError(
+            f"{str(error).rstrip('.')}. Perhaps another version of meinst wrote it: use that "
+            "one, or make the file again with this."
+        ) from error
     info = ModelInfo(
         class_names=tuple(values["class_names"]),
-        recipe=parse_options(Recipe, values["recipe"], str(path)),
+        recipe=recipe,
         codec=values["codec"],
         metrics=values["metrics"],
     )

@@ -82,7 +82,8 @@ def export_model(
     seed: int = 0,
     recipe: Recipe | None = None,
     metrics: dict[str, Any] | None = None,
-    on_step: Callable[[str], None] | None = None,
+    on_step: Callable[[str, int], None] | None = None,
+    on_image: Callable[[], None] | None = None,
 ) -> ExportReport:
     """Write a model's network for OpenVINO or ONNX Runtime, and beside it all else it needs.
 
@@ -100,7 +101,8 @@ def export_model(
         seed: of the draw.
         recipe: how the model was trained, noted with it.
         metrics: what was measured of it, noted with it.
-        on_step: called with what is done next.
+        on_step: called with what is done next, and how many images it measures (0: none).
+        on_image: called after each image that was measured, for a progress bar.
 
     Raises:
         ExportError: if the graph differs from the model, or loses too much AP.
@@ -109,30 +111,30 @@ def export_model(
         RuntimeError: if the network cannot be recorded.
         ValueError: if a calibration image cannot be read.
     """
-    tell = on_step or (lambda _: None)
+    tell = on_step or (lambda *_: None)
     _check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     before = after = None
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".meinst.") as place:
         folder = _new_folder(place, "float32", model, recipe, metrics)
-        tell(f"converting the network for {kind}")
+        tell(f"converting the network for {kind}", 0)
         write_graph(model, folder, kind)
-        tell("comparing it with the model")
+        tell("comparing it with the model", 0)
         exported = load_exported(folder)
         differences = _check(model, exported)
         if data is not None:
-            tell(f"measuring it on {len(data)} images")
-            before = _measure(exported, data)
+            tell(f"measuring it on {len(data)} images", len(data))
+            before = _measure(exported, data, on_image)
         if calibration is not None:
             chosen = _choose(calibration, seed)
-            tell(f"quantising it with {len(chosen)} images")
+            tell(f"quantising it with {len(chosen)} images", 0)
             source = folder / GRAPHS[kind]
             folder = _new_folder(place, "int8", model, recipe, metrics)
             quantise_graph(source, folder, kind, chosen, lambda image: _prepared(model, image))
             exported = load_exported(folder)
             if data is not None and before is not None:
-                tell("measuring it again")
-                after = _measure(exported, data)
+                tell("measuring it again", len(data))
+                after = _measure(exported, data, on_image)
                 _check_ap(before.segm["AP"], after.segm["AP"], max_ap_drop)
         _replace(output, folder)
     return ExportReport(output, differences, before, after)
@@ -277,13 +279,13 @@ def _drawn_pictures() -> Iterator[Pixels]:
         yield noisy.clip(0, 255).astype(np.uint8)
 
 
-def _measure(exported: Predictor, data: CocoData) -> Metrics:
+def _measure(exported: Predictor, data: CocoData, on_image: Callable[[], None] | None) -> Metrics:
     """Evaluate on data that can tell something.
 
     Raises:
         ExportError: if an image fails, or there is nothing to find: such figures would hide a loss.
     """
-    found = evaluate(exported, data)
+    found = evaluate(exported, data, on_image=on_image)
     if found.failures:
         raise ExportError(
             f"nothing written: {len(found.failures)} of {found.images} images of "

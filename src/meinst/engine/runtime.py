@@ -26,6 +26,7 @@ from meinst.engine.checkpoint import (
     EXPORT_FORMAT,
     ModelFileError,
     build_codec,
+    find_kind,
     list_models,
     load_model,
     load_tensors,
@@ -117,9 +118,11 @@ def load_exported(folder: Path) -> ExportedMEInst:
     found: list[Format] = [kind for kind, name in GRAPHS.items() if (folder / name).is_file()]
     path = folder / DESCRIPTION
     if len(found) != 1 or not path.is_file():
+        best = folder / "best.safetensors"
+        way = f"{best}, the model of this run" if best.is_file() else "what `meinst export` wrote"
         raise ModelFileError(
             f"{folder}: a folder, but no export ({DESCRIPTION} and one of "
-            f"{', '.join(GRAPHS.values())}). Use a folder that `meinst export` wrote."
+            f"{', '.join(GRAPHS.values())}). Use {way}."
         )
     info, tensors = read_described(path, EXPORT_FORMAT)
     graph = folder / GRAPHS[found[0]]
@@ -137,12 +140,8 @@ def load_exported(folder: Path) -> ExportedMEInst:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder is an export, whole or not."""
-    try:
-        read_described(folder / DESCRIPTION, EXPORT_FORMAT, weights=False)
-    except ModelFileError:
-        return False
-    return True
+    """Whether a folder is an export, whole or not, of any version."""
+    return find_kind(folder / DESCRIPTION) == EXPORT_FORMAT
 
 
 def package(name: str) -> Any:

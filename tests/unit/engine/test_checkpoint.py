@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from meinst.engine import checkpoint
 from meinst.engine.checkpoint import (
     FORMAT,
     ModelFileError,
+    find_kind,
     list_models,
     load_model,
     read_info,
     save_model,
     write_atomically,
 )
+from meinst.engine.config import load_recipe
 
 
 def test_a_saved_model_comes_back_whole(tiny_model: MEInst, tmp_path: Path) -> None:
@@ -107,8 +110,10 @@ def test_an_unknown_option_in_the_file_is_refused(tiny_model_file: Path, tmp_pat
     recipe["model"]["wings"] = 2
     path = tmp_path / "wings.safetensors"
     save_file(load_file(tiny_model_file), path, {**metadata, "recipe": json.dumps(recipe)})
-    with pytest.raises(ValueError, match="wings"):
+    with pytest.raises(ModelFileError, match=r"wings.* another version of meinst wrote it"):
         load_model(path)
+    assert find_kind(path) == FORMAT  # a file of this project nevertheless
+    assert find_kind(tmp_path) is None
 
 
 def test_a_damaged_description_is_told(tiny_model_file: Path, tmp_path: Path) -> None:
@@ -148,8 +153,22 @@ def test_an_interrupted_write_leaves_the_old_file(
 def test_shipped_models_are_small_float16_and_have_card_and_recipe(name: str) -> None:
     path = checkpoint.ZOO / f"{name}.safetensors"
     assert path.stat().st_size < 15e6
-    assert (checkpoint.ZOO / f"{name}.md").is_file()
-    assert (checkpoint.ZOO.parent / "recipes" / f"{name}.yaml").is_file()
-    info = read_info(name)
-    assert info.metrics["val/segm_AP"] > 0
+    info, card = read_info(name), (checkpoint.ZOO / f"{name}.md").read_text()
+    assert info.metrics is not None
+    for kind, row in (("segm", "masks"), ("bbox", "boxes")):
+        aps = " | ".join(
+            f"{info.metrics[f'val/{kind}_{part}']:.3f}" for part in ("AP", "AP50", "AP75")
+        )
+        assert f"| {row} | {aps} |" in card
+    threshold = info.recipe.selection.score_threshold
+    assert f"from a score of {threshold} on" in card
+    assert f"{path.stat().st_size / 1e6:.1f} MB" in card
+    trained_by = replace(load_recipe(name).selection, score_threshold=threshold)
+    assert info.recipe == replace(load_recipe(name), selection=trained_by)
+    readme = Path(__file__).parents[3] / "README.md"
+    row = next(line for line in readme.read_text().splitlines() if line.startswith(f"| `{name}`"))
+    of_readme = ("bbox_AP", "segm_AP", "segm_AP50")
+    assert row.endswith(
+        " | ".join(f"{info.metrics[f'val/{part}']:.3f}" for part in of_readme) + " |"
+    )
     assert load_file(path)["head.codes.weight"].dtype == torch.float16
