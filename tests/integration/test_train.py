@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from meinst.detector.select import SelectOptions
 from meinst.engine.checkpoint import load_model, read_info
-from meinst.engine.config import TrainOptions
+from meinst.engine.config import TrainOptions, load_recipe
 
 if TYPE_CHECKING:
     from conftest import DrawnData
@@ -294,13 +294,85 @@ def test_what_a_run_cannot_be_resumed_with_is_refused_and_leaves_it_whole(
     before = kept_in(finished)
     with pytest.raises(ValueError, match=r"an update of 1 batches on each device, not of 2: .*"):
         train(replace(options, images_per_device=1))
-    for text, reason in (("channels: 16", "model"), ("lr: 0.01", r"optimizer\.name")):
-        other = tmp_path / "other.yaml"
-        replacement = {"model": "channels: 24"}.get(reason, "name: sgd, lr: 0.01")
+    other = tmp_path / "other.yaml"
+    for text, replacement, reason in (
+        ("channels: 16", "channels: 24", "model"),
+        ("lr: 0.01", "name: sgd, lr: 0.01", r"optimizer\.name"),
+        ("ema_decay: 0.9", "ema_decay: 0", r"optimizer\.ema_decay \(0 or not\)"),
+    ):
         other.write_text(RECIPE.replace(text, replacement))
         with pytest.raises(ValueError, match=f"its {reason} is not that of the run to resume"):
             train(replace(options, recipe=str(other)))
+    if not torch.cuda.is_available():  # refused late, yet by its own recipe it goes on later
+        other.write_text(RECIPE.replace("iterations: 8,", "iterations: 12,"))
+        with pytest.raises(ValueError, match="--accelerator gpu"):
+            train(replace(options, recipe=str(other), accelerator="gpu"))
     assert kept_in(finished) == before
+
+
+def test_a_run_is_resumed_with_its_own_classes_alone(
+    finished: Path, drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    content = drawn_data.content()
+    renamed = [entry | {"name": f"other {entry['name']}"} for entry in content["categories"]]
+    before = kept_in(finished)
+    for categories in (renamed, content["categories"][:1]):
+        ids = {entry["id"] for entry in categories}
+        known = [one for one in content["annotations"] if one["category_id"] in ids]
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps({**content, "annotations": known, "categories": categories}))
+        options = replace(make_options(drawn_data, recipe_file, finished), resume=True)
+        with pytest.raises(ValueError, match=r"other\.json: its classes \(.*\) are not"):
+            train(replace(options, train_annotations=other, val_annotations=other))
+    assert kept_in(finished) == before
+
+
+def test_a_recipe_tells_of_the_codec_that_is_used(
+    finished: Path, drawn_data: DrawnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from meinst.engine.train import train
+
+    recipe = tmp_path / "dct.yaml"
+    text = RECIPE.replace("n_components: 4,", "kind: dct, n_components: 9,")
+    recipe.write_text(text.replace("iterations: 8,", "iterations: 1,"))
+    init = str(finished / "best.safetensors")
+    options = replace(make_options(drawn_data, recipe, tmp_path / "out"), random_backbone=False)
+    info = read_info(train(replace(options, init=init)))
+    assert f"the codec (pca, 4 numbers, masks of 14 x 14) is that of --init {init}" in caplog.text
+    assert (info.recipe.codec.kind, info.recipe.codec.n_components) == ("pca", 4)
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").codec == info.recipe.codec
+
+
+@pytest.mark.parametrize("option", ["recipe", "codec"])
+def test_what_a_run_reads_it_does_not_overwrite(
+    option: str, drawn_data: DrawnData, recipe_file: Path, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    mine = tmp_path / {"recipe": "recipe.yaml", "codec": "codec.npz"}[option]
+    shutil.copy(recipe_file, mine)
+    options = make_options(drawn_data, recipe_file, tmp_path)
+    given = {"recipe": str(mine)} if option == "recipe" else {"codec": mine}
+    with pytest.raises(ValueError, match=f"--{option} .*: the run would overwrite it"):
+        train(replace(options, **given))
+    assert mine.read_bytes() == recipe_file.read_bytes()
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_a_codec_that_cannot_make_the_wanted_codes_is_told_at_once(
+    drawn_data: DrawnData, tmp_path: Path
+) -> None:
+    from meinst.engine.train import train
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "base: MEInst_R_50_1x_none\ncodec: {kind: grid, n_components: 16, mask_size: 16}\n"
+    )
+    options = make_options(drawn_data, recipe, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"loss\.target_logits: logits='random'.* grid has none"):
+        train(options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

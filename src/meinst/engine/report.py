@@ -23,7 +23,8 @@ def read_logs(folder: Path) -> Series:
     Of an update that was made twice (before a crash and after it) the later value counts.
     """
     series: Series = defaultdict(dict)
-    for path in sorted(folder.glob("version_*/metrics.csv"), key=lambda p: p.stat().st_mtime):
+    parts = folder.glob("version_*/metrics.csv")
+    for path in sorted(parts, key=lambda p: int(p.parent.name.removeprefix("version_"))):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 step = int(row["step"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +17,10 @@ from meinst.detector.meinst import MEInst
 from meinst.engine.backbone_file import load_backbone
 from meinst.engine.checkpoint import build_model, load_model, read_info
 from meinst.engine.codec_fit import fit_codec
-from meinst.engine.config import Recipe, TrainOptions, load_recipe
+from meinst.engine.config import CodecOptions, Recipe, TrainOptions, load_recipe
+
+# Of a run's files those that could be given to it as well.
+WRITTEN = ("recipe.yaml", "codec.npz", "best.safetensors", "last.safetensors")
 
 log = logging.getLogger("meinst")
 
@@ -24,7 +30,8 @@ def check_start(options: TrainOptions) -> None:
 
     Raises:
         FileNotFoundError: if there is nothing to resume, or no such backbone file.
-        ValueError: if the folder holds a run, or two options say where the backbone starts.
+        ValueError: if the folder holds a run, or a file that is read would be overwritten, or two
+            options say where the backbone starts.
     """
     last = options.output / "checkpoints" / "last.ckpt"
     if options.resume and not last.is_file():
@@ -37,6 +44,8 @@ def check_start(options: TrainOptions) -> None:
             f"{options.output}: holds an earlier run; go on with it by --resume, "
             "or choose another --output."
         )
+    if not options.resume:
+        _check_inputs(options)
     weights = options.backbone_weights
     if weights is None or options.resume:
         return
@@ -47,6 +56,22 @@ def check_start(options: TrainOptions) -> None:
         )
     if not weights.is_file():
         raise FileNotFoundError(f"--backbone-weights {weights}: there is no such file.")
+
+
+def _check_inputs(options: TrainOptions) -> None:
+    """Refuse to overwrite what is read.
+
+    Raises:
+        ValueError: if a given file lies where the run writes one.
+    """
+    written = {(options.output / name).resolve() for name in WRITTEN}
+    for option in ("recipe", "codec", "init", "backbone_weights"):
+        given = getattr(options, option)
+        if given is not None and Path(given).resolve() in written:
+            raise ValueError(
+                f"--{option.replace('_', '-')} {given}: the run would overwrite it; choose another "
+                "--output."
+            )
 
 
 def find_recipe(options: TrainOptions) -> Recipe:
@@ -71,13 +96,15 @@ def _check_same_weights(recipe: Recipe, begun_with: Recipe, name: str) -> None:
     """Refuse a recipe that a checkpoint of another does not fit.
 
     Raises:
-        ValueError: if networks or trained weights differ.
+        ValueError: if networks or trained weights differ, or one has an average of them.
     """
-    pairs = [("model", recipe.model, begun_with.model)]
+    pairs: list[tuple[str, Any, Any]] = [("model", recipe.model, begun_with.model)]
     pairs += [
         (f"optimizer.{key}", getattr(recipe.optimizer, key), getattr(begun_with.optimizer, key))
         for key in ("name", "frozen_stages")
     ]
+    averaged, was_averaged = (r.optimizer.ema_decay > 0 for r in (recipe, begun_with))
+    pairs.append(("optimizer.ema_decay (0 or not)", averaged, was_averaged))
     for key, mine, theirs in pairs:
         if mine != theirs:
             raise ValueError(
@@ -90,7 +117,8 @@ def make_model(options: TrainOptions, recipe: Recipe, data: CocoData) -> MEInst:
     """The network with the codec and the weights that it starts from.
 
     Raises:
-        ValueError: if ``init`` has another network than the recipe.
+        ValueError: if ``init`` has another network than the recipe, or its codec cannot encode
+            as the recipe asks.
         RuntimeError: if there are no ImageNet weights to start from.
     """
     start = load_model(options.init) if options.init and not options.resume else None
@@ -102,8 +130,19 @@ def make_model(options: TrainOptions, recipe: Recipe, data: CocoData) -> MEInst:
     elif start is not None:
         codec = start.codec
     else:
-        codec = fit_codec(data.annotations, recipe.codec)
-    model = build_model(data.class_names, recipe, codec.for_classes(data.class_names))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            codec = fit_codec(data.annotations, recipe.codec)
+        for warning in caught:
+            log.warning("%s: %s", data.annotations, warning.message)
+    _check_encoding(codec, recipe)
+    try:
+        codec = codec.for_classes(data.class_names)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} `meinst codec fit --per-class` does that; give the file by --codec."
+        ) from error
+    model = build_model(data.class_names, recipe, codec)
     if options.resume:  # all weights come from the checkpoint
         return model
     if start is not None:
@@ -115,6 +154,39 @@ def make_model(options: TrainOptions, recipe: Recipe, data: CocoData) -> MEInst:
         source = load_imagenet_weights(model.backbone, recipe.model.backbone)
         log.info("backbone %s starts from %s", recipe.model.backbone, source)
     return model
+
+
+def with_codec_of(model: MEInst, recipe: Recipe, options: TrainOptions) -> Recipe:
+    """The recipe, telling of the codec that is used: that of a model or file, where one was given.
+
+    Tells the user where a recipe of his choice says otherwise.
+    """
+    config = model.codec.get_config()
+    said = {f.name: config[f.name] for f in fields(CodecOptions) if f.name in config}
+    used = replace(recipe.codec, **said, per_class="class_names" in config)
+    if used != recipe.codec and options.recipe is not None and options.codec is None:
+        log.warning(
+            "the codec (%s, %d numbers, masks of %d x %d) is that of %s: what --recipe %s says of "
+            "one is not looked at; give another by --codec, in a new run",
+            *(used.kind, used.n_components, used.mask_size, used.mask_size),
+            "the run" if options.resume else f"--init {options.init}",
+            options.recipe,
+        )
+    return replace(recipe, codec=used)
+
+
+def _check_encoding(codec: Codec, recipe: Recipe) -> None:
+    if recipe.loss.target_logits == "expected":
+        return
+    none = torch.zeros(0, codec.mask_size, codec.mask_size, dtype=torch.uint8)
+    labels = torch.zeros(0, dtype=torch.int64)
+    try:
+        codec.transform(none, labels=labels, logits=recipe.loss.target_logits)
+    except ValueError as error:
+        raise ValueError(
+            f"the codec cannot make loss.target_logits: {error} Set them to expected, or take a "
+            "codec of kind pca or dct with sigmoid."
+        ) from error
 
 
 def _take_weights(model: MEInst, start: MEInst) -> None:

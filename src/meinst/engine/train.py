@@ -24,9 +24,10 @@ from meinst.detector.meinst import MEInst
 from meinst.engine.callbacks import BestCheckpoint, LastCheckpoint, ResumableBar, make_ema
 from meinst.engine.checkpoint import save_model
 from meinst.engine.config import Recipe, TrainOptions, plain_values
+from meinst.engine.evaluate import some_names
 from meinst.engine.predict import check_folder
 from meinst.engine.report import draw_curves, draw_sheet, read_logs
-from meinst.engine.start import check_start, find_recipe, make_model
+from meinst.engine.start import check_start, find_recipe, make_model, with_codec_of
 from meinst.engine.trainee import MONITORED, Draws, Trainee, tune_selection
 from meinst.files import write_atomically
 
@@ -86,10 +87,17 @@ def train(options: TrainOptions) -> Path:
                 f"not of {accumulate}: resume it with the --images-per-device and --devices that "
                 "it began with."
             )
+        names = list(train_data.class_names)
+        if saved.get("class_names", names) != names:
+            raise ValueError(
+                f"{train_data.annotations}: its classes ({some_names(names)}) are not, in this "
+                f"order, those of the run to resume ({some_names(saved['class_names'])}): give the "
+                "annotations that it began with, or begin anew by --init in another --output."
+            )
     L.seed_everything(seed, workers=True, verbose=False)
     model = make_model(options, recipe, train_data)
+    recipe = with_codec_of(model, recipe, options)
     model.backbone.freeze(recipe.optimizer.frozen_stages)
-    _write_start(options.output, recipe, model)
 
     draws = TrainingDraws(
         train_data,
@@ -120,6 +128,7 @@ def train(options: TrainOptions) -> Path:
         raise ValueError(
             f"--accelerator {options.accelerator} with --devices {options.devices}: {error}"
         ) from error
+    _write_start(options, recipe, model)
     # Frozen batch norms are meant; so is resuming between epochs: draws are numbered, see Draws.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
@@ -138,10 +147,11 @@ def train(options: TrainOptions) -> Path:
 
 
 @rank_zero_only
-def _write_start(output: Path, recipe: Recipe, model: MEInst) -> None:
+def _write_start(options: TrainOptions, recipe: Recipe, model: MEInst) -> None:
     content = yaml.safe_dump(plain_values(recipe), sort_keys=False)
-    write_atomically(output / "recipe.yaml", content.encode())
-    model.codec.save(output / "codec.npz")
+    write_atomically(options.output / "recipe.yaml", content.encode())
+    if not options.resume:  # else it was read there
+        model.codec.save(options.output / "codec.npz")
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

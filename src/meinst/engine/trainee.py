@@ -60,7 +60,7 @@ class Trainee(L.LightningModule):
         self.truth = ground_truth(validation)
         _check_objects(self.truth, self.classes, validation)
         self.results: list[dict[str, Any]] = []
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float | None] = {}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Sum of the losses of one batch."""
@@ -131,19 +131,20 @@ class Trainee(L.LightningModule):
             self.classes.matched_ids,
         )
         self.metrics = {
-            f"val/{kind}_{name}": summary[name] or 0.0  # None where there is nothing to find
+            f"val/{kind}_{name}": summary[name]  # None where there is nothing to find
             for kind, summary in metrics.items()
             for name in NAMES
         }
         # Every process has all results and so the same numbers: nothing is left to reduce.
         for name, value in self.metrics.items():
-            self.log(name, value, prog_bar=name == MONITORED, sync_dist=True)
+            self.log(name, value or 0.0, prog_bar=name == MONITORED, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the last validation measured, and what a resumed run must share."""
         checkpoint["metrics"] = self.metrics
         checkpoint["seed"] = self.seed
         checkpoint["accumulate"] = self.trainer.accumulate_grad_batches
+        checkpoint["class_names"] = list(self.model.class_names)
 
     def on_train_start(self) -> None:
         """Take rates and decay from the recipe; those of a checkpoint would stay otherwise.
@@ -190,12 +191,12 @@ def _check_objects(truth: Mapping[str, Any], classes: ClassMatch, validation: Co
         )
 
 
-def tune_selection(selection: SelectOptions, metrics: Mapping[str, float]) -> SelectOptions:
+def tune_selection(selection: SelectOptions, metrics: Mapping[str, float | None]) -> SelectOptions:
     """Where the recipe gives no score threshold: the one of the best F1 in a validation.
 
     Args:
         selection: the recipe's.
-        metrics: a :class:`Trainee`'s; 0 or nothing where validation found nothing right.
+        metrics: a :class:`Trainee`'s; nothing where validation found nothing right.
     """
     if selection.score_threshold is not None or not metrics.get(THRESHOLD):
         return selection
