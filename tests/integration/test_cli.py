@@ -244,7 +244,7 @@ def test_evaluate_tells_of_broken_images(
     captured = capsys.readouterr()
     assert "two.png is damaged" in captured.err
     assert "error: 1 of 6 images count as having no detections" in captured.err
-    assert "warning: left out: 1 x box outside the image" in captured.err
+    assert "some.json: left out: 1 x box outside the image" in captured.err
     assert "COCO metrics" in captured.out
 
 

@@ -254,7 +254,7 @@ def test_a_file_given_twice_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["absent.json", "--kind", "grid"], "absent.json: there is no such file"),
+        (["absent.json", "--kind", "grid", "--components", "49"], "absent.json does not exist"),
         (["absent.json", "--workers", "0"], "workers must be at least 1, got 0"),
         (["absent.json", "--min-size", "-5"], "min_size must be at least 0, got -5"),
     ],

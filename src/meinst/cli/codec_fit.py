@@ -91,9 +91,6 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.engine.codec_fit import unfitted_codec
     from meinst.engine.config import CodecOptions
 
-    for path in options.annotations:
-        if not path.is_file():  # a grid learns nothing, and would not read it
-            raise FileNotFoundError(f"{path}: there is no such file.")
     check_each_once(options.annotations)
     check_file(options.output, options.annotations)
     wanted = CodecOptions(
@@ -157,7 +154,10 @@ def _fit_on_masks(options: FitArguments, wanted: CodecOptions, chosen: MaskFilte
     if int(os.environ.get("RANK", "0")):  # torchrun's other processes have nothing to add
         return 0
     codec = unfitted_codec(wanted)
-    if not isinstance(codec, AutoencoderCodec):  # a grid, which learns nothing
+    if not isinstance(codec, AutoencoderCodec):  # a grid, which learns nothing, and reads nothing
+        for path in options.annotations:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} does not exist.")
         return _save(codec, options.output, "")
     with mask_progress() as advance:
         masks = sample_masks(

@@ -58,9 +58,9 @@ def run(arguments: Sequence[str]) -> int:
 
     if not 1 <= options.count <= MOST:
         raise ValueError(f"--count must be from 1 to {MOST}, got {options.count}.")
+    check_file(options.output, (options.codec, *options.annotations))
     if options.output.suffix.lower() != ".png":
         raise ValueError(f"--output {options.output}: a PNG is written; let the name end in .png.")
-    check_file(options.output, (options.codec, *options.annotations))
     codec = load_codec(options.codec)
     data = read_all_told(options.annotations)
     if data:
