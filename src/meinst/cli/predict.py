@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.cli.device import find_device
     from meinst.data.images import find_images
     from meinst.engine.memory import keep_for_reuse
-    from meinst.engine.predict import RESULTS, check_folder, predict_files, without_overlays
+    from meinst.engine.predict import RESULTS, predict_files, without_overlays
     from meinst.engine.runtime import load
 
     found = find_images(options.sources)
@@ -69,7 +69,6 @@ def run(arguments: Sequence[str]) -> int:
         print(f"left out: {left_out} overlays of an earlier run in {options.output}")
     keep_for_reuse()
     model = load(options.model).to(find_device(options.device))
-    check_folder(options.output)
     outcomes = predict_files(
         model,
         sources,
