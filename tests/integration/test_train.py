@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import resource
@@ -19,12 +20,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from meinst.data.coco import read_coco
 from meinst.detector.select import SelectOptions
 from meinst.engine.checkpoint import load_model, read_info
-from meinst.engine.config import TrainOptions, load_recipe
+from meinst.engine.config import Recipe, TrainOptions, load_recipe
 
 if TYPE_CHECKING:
     from conftest import DrawnData
+
+    from meinst.detector.meinst import MEInst
 
 pytest.importorskip("lightning")
 
@@ -343,6 +347,16 @@ def test_a_recipe_tells_of_the_codec_that_is_used(
     assert f"the codec (pca, 4 numbers, masks of 14 x 14) is that of --init {init}" in caplog.text
     assert (info.recipe.codec.kind, info.recipe.codec.n_components) == ("pca", 4)
     assert load_recipe(tmp_path / "out" / "recipe.yaml").codec == info.recipe.codec
+
+
+def test_the_average_shares_what_is_measured_on(tiny_model: MEInst, drawn_data: DrawnData) -> None:
+    from meinst.engine.trainee import Trainee
+
+    data = read_coco(drawn_data.annotations, drawn_data.images)
+    trainee = Trainee(tiny_model, Recipe(), data, seed=0)
+    copied = copy.deepcopy(trainee)
+    assert copied.validation is trainee.validation
+    assert copied.model is not trainee.model
 
 
 @pytest.mark.parametrize("option", ["recipe", "codec"])

@@ -116,7 +116,7 @@ def train(options: TrainOptions) -> Path:
         options.workers,
     )
     trainee = Trainee(model, recipe, val_data, seed)
-    for line in trainee.classes.warnings:
+    for line in trainee.validation.classes.warnings:
         log.warning("%s: %s", val_data.annotations, line)
     # Lightning's notes on the machine and its products are no news of this run.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,31 @@ NAMES = ("AP", "AP50", "AP75", "F1_50", "F1_50_threshold")
 log = logging.getLogger("meinst")
 
 
+class Validation:
+    """What a run is measured on, read once: the file may change while the run goes on.
+
+    Copies of the module share it: the moving average is one, and need not hold all annotations
+    once more.
+
+    Attributes:
+        data: images and their annotations.
+        classes: which of the model's are measured.
+        truth: the content of the annotation file.
+
+    Raises:
+        ValueError: if there is nothing to measure.
+    """
+
+    def __init__(self, class_names: Sequence[str], data: CocoData) -> None:
+        self.data = data
+        self.classes = match_classes(class_names, data)
+        self.truth = ground_truth(data)
+        _check_objects(self.truth, self.classes, data)
+
+    def __deepcopy__(self, _: Any) -> Validation:
+        return self
+
+
 class Trainee(L.LightningModule):
     """Trains and validates a :class:`MEInst` by a recipe.
 
@@ -53,12 +78,8 @@ class Trainee(L.LightningModule):
         super().__init__()
         self.model = model
         self.recipe = recipe
-        self.validation = validation
+        self.validation = Validation(model.class_names, validation)
         self.seed = seed
-        self.classes = match_classes(model.class_names, validation)
-        # Read once: the file may change while the run goes on.
-        self.truth = ground_truth(validation)
-        _check_objects(self.truth, self.classes, validation)
         self.results: list[dict[str, Any]] = []
         self.metrics: dict[str, float | None] = {}
 
@@ -106,11 +127,12 @@ class Trainee(L.LightningModule):
         """Keep the results of one image: boxes, scores and run lengths."""
         limit = self.model.selection.max_detections
         for index in batch:
-            record = self.validation.images[index]
+            record = self.validation.data.images[index]
             try:
                 # In float32, as `meinst evaluate` will measure it.
                 with torch.autocast(self.device.type, enabled=False):
-                    self.results += find_results(self.model, record, self.classes, limit)
+                    classes = self.validation.classes
+                    self.results += find_results(self.model, record, classes, limit)
             except ImageError as error:  # hours of training are worth more than one image
                 log.warning("counts as having no detections: %s", error)
 
@@ -125,10 +147,10 @@ class Trainee(L.LightningModule):
         if self.trainer.sanity_checking:
             return
         metrics = coco_metrics(
-            self.truth,
+            self.validation.truth,
             results,
             self.model.selection.max_detections,
-            self.classes.matched_ids,
+            self.validation.classes.matched_ids,
         )
         self.metrics = {
             f"val/{kind}_{name}": summary[name]  # None where there is nothing to find
