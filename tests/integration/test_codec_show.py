@@ -63,7 +63,8 @@ def test_pairs_take_rows_and_all_are_shown_at_most(
 
 def test_kinds_and_several_files(drawn_data: DrawnData, tmp_path: Path) -> None:
     DCTCodec(6, 14).save(tmp_path / "dct.npz")
-    files = (drawn_data.annotations, drawn_data.annotations)
+    files = (drawn_data.annotations, tmp_path / "copied.json")
+    files[1].write_bytes(files[0].read_bytes())
     assert show(tmp_path / "dct.npz", *files, "--output", tmp_path / "dct.png") == 0
     assert height(tmp_path / "dct.png") > 500
 

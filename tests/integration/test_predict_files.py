@@ -217,9 +217,9 @@ def test_names_of_many_equal_stems_are_found_at_once(tmp_path: Path) -> None:
     sources = [Path(f"folder{n}/{'Aa'[n % 2]}.png") for n in range(5)]
     assert overlay_names(sources, tmp_path) == ["A.jpg", "a_2.jpg", "A_4.jpg", "a_5.jpg", "A_6.jpg"]
     sources = [Path(f"folder{n}/image.png") for n in range(20_000)]
-    start = time.perf_counter()
+    start = time.process_time()  # not by the clock: other work may run
     assert overlay_names(sources, tmp_path)[-1] == "image_20000.jpg"
-    assert time.perf_counter() - start < 5  # minutes, if each began at 2
+    assert time.process_time() - start < 5  # minutes, if each began at 2
 
 
 def test_pictures_too_long_for_jpeg_keep_their_results(tiny_model: MEInst, tmp_path: Path) -> None:

@@ -180,8 +180,9 @@ def _check_encoding(codec: Codec, recipe: Recipe) -> None:
         return
     none = torch.zeros(0, codec.mask_size, codec.mask_size, dtype=torch.uint8)
     labels = torch.zeros(0, dtype=torch.int64)
+    drawn = torch.Generator() if recipe.loss.target_logits == "random" else None
     try:
-        codec.transform(none, labels=labels, logits=recipe.loss.target_logits)
+        codec.transform(none, labels=labels, logits=recipe.loss.target_logits, generator=drawn)
     except ValueError as error:
         raise ValueError(
             f"the codec cannot make loss.target_logits: {error} Set them to expected, or take a "
