@@ -15,6 +15,7 @@ from meinst.codecs.base import binary_masks
 from meinst.codecs.clipped_logit import LOGIT
 from meinst.codecs.moments import Moments
 from meinst.codecs.pca import PCACodec
+from meinst.ops.dice import dice_loss
 
 # Noise on the codes while training, in standard deviations. A detector's codes are never exact;
 # with it the decoder changes slowly where codes do.
@@ -182,10 +183,7 @@ def _turned(masks: Tensor, generator: torch.Generator) -> Tensor:
 def _loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Mean over masks of the pixels' mean cross-entropy plus the Dice loss."""
     entropy = F.binary_cross_entropy_with_logits(logits, masks)
-    soft = logits.sigmoid()
-    overlap = 2 * (soft * masks).sum(1) + 1
-    dice = 1 - overlap / (soft.square().sum(1) + masks.sum(1) + 1)  # (N,)
-    return entropy + dice.mean()
+    return entropy + dice_loss(logits, masks).mean()
 
 
 def _standardised(

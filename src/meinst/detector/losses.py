@@ -21,6 +21,7 @@ from meinst.ops.boxes import (
     distances_to_boxes,
     giou_of_distances,
 )
+from meinst.ops.dice import dice_loss
 from meinst.ops.frames import masks_in_frames
 from meinst.options import check_range
 from meinst.types import HeadOutputs, Target
@@ -97,21 +98,6 @@ def level_ranges(strides: Tensor, level_sizes: Sequence[int], limits: Sequence[f
     return torch.stack((edges[:-1], edges[1:]), dim=1).repeat_interleave(counts, dim=0)
 
 
-def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """One minus the Dice coefficient with squared sums (V-Net), for each mask.
-
-    Args:
-        logits: ``(N, D)``.
-        masks: ``(N, D)`` of 0 and 1.
-
-    Returns:
-        ``(N,)`` in 0..1.
-    """
-    soft = logits.sigmoid()
-    overlap = 2 * (soft * masks).sum(-1) + 1
-    return 1 - overlap / (soft.square().sum(-1) + masks.sum(-1) + 1)
-
-
 def compute_losses(
     outputs: HeadOutputs,
     targets: Sequence[Target],
@@ -173,7 +159,7 @@ def compute_losses(
     giou = giou_of_distances(predicted, distances, options.giou_smooth)
     losses["box"] = options.box_weight * ((1 - giou) * weight).sum() / c_sum
 
-    codes = outputs.codes[positive]  # (N, K)
+    codes = outputs.codes[image, point]  # (N, K)
     if options.code_weight:
         wanted_codes = codec.transform(
             masks,

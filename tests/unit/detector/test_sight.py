@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from conftest import make_tiny_model
 
-from meinst.detector.losses import LossOptions, compute_losses, dice_loss
+from meinst.detector.losses import LossOptions, compute_losses
 from meinst.detector.meinst import MEInst, ModelOptions
 from meinst.detector.select import ImageSize, select_detections
 from meinst.detector.sight import MaskRefiner, SightMap, mask_sureness
 from meinst.engine.checkpoint import load_model, save_model
+from meinst.ops.dice import dice_loss
 from meinst.types import HeadOutputs, Target
 
 BOXES = torch.tensor([[8.0, 4.0, 22.0, 18.0], [30.0, 30.0, 58.0, 44.0]])
@@ -106,7 +107,8 @@ def test_the_loss_is_that_of_corrected_masks_in_the_object_s_box(
         )
         ratios = [distances[:, i::2].amin(1) / distances[:, i::2].amax(1) for i in (0, 1)]
         best = point[(ratios[0] * ratios[1]).argmax()]
-        logits = sighted.codec.inverse_logits(outputs.codes[0, best][None], torch.tensor([1]))
+        codes = outputs.codes[torch.tensor([0]), best[None]]
+        logits = sighted.codec.inverse_logits(codes, torch.tensor([1]))
         assert outputs.sight is not None
         assert sighted.refiner is not None
         added = sighted.refiner(outputs.sight, 4.0, torch.tensor([0]), BOX[None], logits)
