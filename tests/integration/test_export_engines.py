@@ -19,6 +19,7 @@ from meinst.data.images import find_images
 from meinst.detector.head import HeadOptions
 from meinst.detector.meinst import MEInst
 from meinst.engine.export import ExportReport, compare, export_model
+from meinst.engine.quantise import FLOAT_OUTPUTS, _read_onnx, _read_openvino, kept_in_float
 from meinst.engine.runtime import Format, load, load_exported
 
 for package in ("openvino", "onnx", "onnxscript", "onnxruntime", "nncf"):
@@ -135,6 +136,32 @@ def test_int8_finds_nearly_the_same(
     assert int8.float32 is not None
     assert int8.int8 is not None
     assert int8.float32.segm["AP"] == pytest.approx(int8.int8.segm["AP"], abs=0.2)
+
+
+def test_int8_is_of_the_convs_between(int8: ExportReport) -> None:
+    folder, rounded = int8.folder, {"FakeQuantize", "DequantizeLinear"}
+    if (folder / "model.xml").exists():
+        import openvino
+
+        layers, outputs = _read_openvino(openvino.Core().read_model(folder / "model.xml"))
+    else:
+        import onnx
+
+        layers, outputs = _read_onnx(onnx.load(folder / "model.onnx").graph)
+
+    def takes_rounded(name: str) -> bool:
+        return any(layers[before].kind in rounded for before in layers[name].before)
+
+    def of_kind(part: str) -> list[str]:
+        return [name for name, layer in layers.items() if part in layer.kind]
+
+    kept = kept_in_float(layers, [outputs[name] for name in FLOAT_OUTPUTS])
+    convs = [name for name in of_kind("Conv") if name not in of_kind("Convert")]
+    assert 6 < len(kept) < len(convs)
+    assert [name for name in kept if takes_rounded(name)] == []
+    assert sum(takes_rounded(name) for name in convs) > len(convs) / 3
+    assert len(of_kind("Normalization")) == 9  # of three towers at three levels
+    assert set(of_kind("Normalization")) <= set(kept)
 
 
 def test_int8_weights_have_one_byte(int8: ExportReport, tiny_model: MEInst) -> None:

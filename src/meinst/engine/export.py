@@ -21,7 +21,8 @@ from meinst.detector.meinst import MEInst, Predictor
 from meinst.engine.checkpoint import EXPORT_FORMAT, write_described
 from meinst.engine.config import Recipe
 from meinst.engine.evaluate import Metrics, evaluate
-from meinst.engine.graphs import quantise_graph, write_graph
+from meinst.engine.graphs import write_graph
+from meinst.engine.quantise import quantise_graph
 from meinst.engine.runtime import DESCRIPTION, GRAPHS, Format, is_export, load_exported
 from meinst.ops.boxes import distances_to_boxes
 from meinst.types import HeadOutputs
@@ -260,7 +261,7 @@ def compare(one: Predictor, other: Predictor, picture: Pixels) -> tuple[float, f
 def _soft_masks(
     model: Predictor, outputs: HeadOutputs, points: Tensor, labels: Tensor, boxes: Tensor
 ) -> Tensor:
-    codes = outputs.codes[0, points]
+    codes = outputs.codes[torch.zeros_like(points), points]
     if model.refiner is None:
         return model.codec.inverse_transform(codes, labels)
     logits = model.codec.inverse_logits(codes, labels)

@@ -1,25 +1,18 @@
-"""The network as a graph for another engine: recorded by torch, converted, quantised."""
+"""The network as a graph for another engine: recorded by torch, converted."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from meinst.detector.meinst import PAD_MULTIPLE, MEInst
 from meinst.engine.runtime import GRAPHS, INPUT, Format, output_names, package
 
-T = TypeVar("T")
-
 ONNX_OPSET = 19  # the first with DeformConv
-FLOAT_CONVS = 3  # the first of a network stay in float: they cost most AP and least time
 _MOST = 4096  # images of a batch, and steps of a side: torch wants some bound
 
 
@@ -70,53 +63,6 @@ def write_graph(model: MEInst, folder: Path, kind: Format) -> None:
         external_data=False,
         verbose=False,
     )
-
-
-def quantise_graph(
-    source: Path,
-    folder: Path,
-    kind: Format,
-    images: Sequence[T],
-    prepare: Callable[[T], NDArray[np.float32]],
-) -> None:
-    """Write a graph whose convs, but for the first, compute with 8 bits.
-
-    Args:
-        source: the graph in float.
-        folder: where the other goes.
-        kind: of both.
-        images: their activations decide over the ranges.
-        prepare: an image's pixels ``(1, 3, H, W)`` as the network takes them.
-
-    Raises:
-        ImportError: if a package is missing.
-    """
-    nncf = package("nncf")
-    path = str(folder / GRAPHS[kind])
-    if kind == "openvino":
-        openvino = package("openvino")
-        graph: Any = openvino.Core().read_model(source)
-        convs = [
-            node.get_friendly_name()
-            for node in graph.get_ordered_ops()
-            if node.get_type_name() in ("Convolution", "GroupConvolution")
-        ]
-        data = nncf.Dataset(images, prepare)
-    else:
-        onnx = package("onnx")
-        graph = onnx.load(source)
-        convs = [node.name for node in graph.graph.node if node.op_type == "Conv"]
-        data = nncf.Dataset(images, lambda image: {INPUT: prepare(image)})
-    quantised = nncf.quantize(
-        graph,
-        data,
-        subset_size=len(images),
-        ignored_scope=nncf.IgnoredScope(names=convs[:FLOAT_CONVS]),
-    )
-    if kind == "openvino":
-        openvino.save_model(quantised, path, compress_to_fp16=False)
-    else:
-        onnx.save(quantised, path)
 
 
 def _record(model: MEInst) -> ExportedProgram:
