@@ -8,6 +8,7 @@ first, row by row), ``G`` ground-truth instances, ``N`` detections, ``C`` classe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -27,6 +28,14 @@ class Target:
     masks: Tensor
 
 
+class PerPoint(Protocol):
+    """A tensor ``(B, P, ...)``, or what can tell its rows where it is asked for them."""
+
+    def __getitem__(self, where: tuple[Tensor, Tensor], /) -> Tensor:
+        """Rows of ``N`` points, by indices ``(N,)`` of images and of points: ``(N, ...)``."""
+        ...
+
+
 @dataclass(frozen=True)
 class HeadOutputs:
     """What the network says of a batch, levels joined along ``P``.
@@ -35,7 +44,8 @@ class HeadOutputs:
         logits: ``(B, P, C)`` class logits.
         boxes: ``(B, P, 4)`` distances left, top, right, bottom, at least 0, in strides.
         centerness: ``(B, P)`` centre-ness logits.
-        codes: ``(B, P, K)`` mask codes.
+        codes: ``(B, P, K)`` mask codes. Of ``codes[image, point]`` alone, to be computed where
+            they are asked for: nobody needs those of all points.
         points: ``(P, 2)`` x, y of the points in the padded input's pixels.
         strides: ``(P,)`` stride of each point's level, in pixels.
         level_sizes: number of points of each level; they sum to ``P``.
@@ -45,7 +55,7 @@ class HeadOutputs:
     logits: Tensor
     boxes: Tensor
     centerness: Tensor
-    codes: Tensor
+    codes: PerPoint
     points: Tensor
     strides: Tensor
     level_sizes: tuple[int, ...]

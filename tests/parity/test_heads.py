@@ -62,11 +62,14 @@ def test_pyramid(weights: str, level: int) -> None:
     ],
 )
 @pytest.mark.parametrize("level", LEVELS)
+@torch.no_grad()
 def test_raw_outputs(weights: str, level: int, theirs: str, ours: str) -> None:
     _, outputs = features_and_outputs(weights)
     wanted = recorded(f"heads_{weights}_160_a")[f"{theirs}_p{level}"]  # (channels, H, W)
     place = LEVELS.index(level)
     start = sum(outputs.level_sizes[:place])
-    points = slice(start, start + outputs.level_sizes[place])
-    found = getattr(outputs, ours)[0, points].reshape(-1, len(wanted)).T  # (channels, H * W)
+    points = torch.arange(start, start + outputs.level_sizes[place])
+    found = (
+        getattr(outputs, ours)[torch.zeros_like(points), points].reshape(-1, len(wanted)).T
+    )  # (channels, H * W)
     assert_close(found.numpy(), wanted.reshape(len(wanted), -1))

@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from meinst.data.images import load_image
 from meinst.detections import Detections
+from meinst.detector.head import CodesOnDemand
 from meinst.detector.select import ImageSize, select_detections
 
 BOX, SCORE, SOFT_MASK = 0.02, 1e-4, 1e-3
@@ -46,13 +47,15 @@ def before_clipping(
     ]
 
 
+@torch.no_grad()
 def found_at(inference: Inference, detections: Detections) -> list[tuple[int, int, int]]:
-    """Class and location (x, y) of each detection.
-
-    Codes are gathered, not computed: those of a detection are, bit for bit, those of its point.
-    """
-    rows = {row.tobytes(): p for p, row in enumerate(inference.outputs.codes[0].numpy())}
-    points = [rows[code.tobytes()] for code in detections.codes.numpy()]
+    """Class and location (x, y) of each detection, known by its code: its point's, but rounding."""
+    assert isinstance(inference.outputs.codes, CodesOnDemand)
+    exact = "donot_use_mm_for_euclid_dist"
+    every = inference.outputs.codes.everywhere()[0]
+    distance = torch.cdist(detections.codes, every, compute_mode=exact)  # (N, P)
+    assert (distance.amin(1) < 1e-3).all()
+    points = distance.argmin(1)
     places = inference.outputs.points[points].int().tolist()
     return [(c, x, y) for c, (x, y) in zip(detections.labels.tolist(), places, strict=True)]
 

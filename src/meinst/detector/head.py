@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from meinst.detector.layers import DeformableConv, GroupNorm, LargeKernelPredictor
+from meinst.detector.layers import DeformableConv, GroupNorm, LargeKernelPredictor, conv_at
 from meinst.ops.points import make_points
 from meinst.options import check_range
-from meinst.types import HeadOutputs
+from meinst.types import HeadOutputs, PerPoint
 
 PRIOR = 0.01  # score of every class before training; keeps the first focal losses small
 
@@ -106,25 +106,73 @@ class Head(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
         """Predict from pyramid levels ``(B, channels, H_l, W_l)``, finest first."""
-        logits, boxes, centerness, codes = [], [], [], []
+        # One conv for both: oneDNN computes 16 channels where fewer are asked for.
+        box_convs = self.boxes, self.centerness
+        weight = torch.cat([conv.weight for conv in box_convs])
+        bias = torch.cat([conv.bias for conv in box_convs])  # type: ignore[misc]
+        logits, boxes, centerness, mask_features = [], [], [], []
         for level, scale in zip(features, self.scales, strict=True):
             feature = self.shared_tower(level)
-            box_feature = self.box_tower(feature)
+            both = nn.functional.conv2d(self.box_tower(feature), weight, bias, padding=1)
             logits.append(_per_point(self.logits(self.class_tower(feature))))
-            boxes.append(_per_point((self.boxes(box_feature) * scale).relu()))
-            centerness.append(_per_point(self.centerness(box_feature)))
-            codes.append(_per_point(self.codes(self.mask_tower(feature))))
+            boxes.append(_per_point((both[:, :4] * scale).relu()))
+            centerness.append(_per_point(both[:, 4:]))
+            mask_features.append(self.mask_tower(feature))
         sizes = [(feature.shape[2], feature.shape[3]) for feature in features]
         points, strides = make_points(sizes, self.strides, features[0].device)
         return HeadOutputs(
             logits=torch.cat(logits, dim=1),
             boxes=torch.cat(boxes, dim=1),
             centerness=torch.cat(centerness, dim=1).squeeze(-1),
-            codes=torch.cat(codes, dim=1),
+            codes=self._codes(mask_features),
             points=points,
             strides=strides,
             level_sizes=tuple(rows * columns for rows, columns in sizes),
         )
+
+    def _codes(self, mask_features: Sequence[Tensor]) -> PerPoint:
+        if isinstance(self.codes, nn.Conv2d):
+            return CodesOnDemand(self.codes, mask_features)
+        return _everywhere(self.codes, mask_features)
+
+
+class CodesOnDemand:
+    """The codes of the points that are asked for, as ``codes[image, point]``.
+
+    Training asks for those of positives, inference for those of what is kept: a few points in a
+    hundred. All would be a tenth of the head's work.
+
+    Args:
+        predictor: the conv that says them.
+        mask_features: of each level ``(B, channels, H_l, W_l)``, finest first.
+    """
+
+    def __init__(self, predictor: nn.Conv2d, mask_features: Sequence[Tensor]) -> None:
+        self._predictor = predictor
+        self._features = tuple(mask_features)
+
+    def __getitem__(self, where: tuple[Tensor, Tensor], /) -> Tensor:
+        """Codes ``(N, K)`` by indices ``(N,)`` of images and of points."""
+        image, point = where
+        order, codes, start = [], [], 0
+        for feature in self._features:
+            height, width = feature.shape[2:]
+            (here,) = ((point >= start) & (point < start + height * width)).nonzero(as_tuple=True)
+            place = point[here] - start
+            order.append(here)
+            codes.append(
+                conv_at(self._predictor, feature, image[here], place // width, place % width)
+            )
+            start += height * width
+        return torch.cat(codes)[torch.cat(order).argsort()]
+
+    def everywhere(self) -> Tensor:
+        """Those of all points: ``(B, P, K)``."""
+        return _everywhere(self._predictor, self._features)
+
+
+def _everywhere(predictor: nn.Module, features: Sequence[Tensor]) -> Tensor:
+    return torch.cat([_per_point(predictor(feature)) for feature in features], dim=1)
 
 
 def _per_point(maps: Tensor) -> Tensor:

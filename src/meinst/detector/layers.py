@@ -119,6 +119,31 @@ class FloatConv(nn.Conv2d):
             return super().forward(feature.to(self.weight.dtype))
 
 
+def conv_at(conv: nn.Conv2d, feature: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """What a 3x3 conv with padding 1 says at some places alone, in the precision of its weights.
+
+    Args:
+        conv: plain; only its weight and bias are taken.
+        feature: ``(B, C, H, W)``, fastest channels-last.
+        image: ``(N,)`` int64, which of the ``B`` each place is in.
+        row: ``(N,)`` int64, 0 to ``H - 1``.
+        column: ``(N,)`` int64, 0 to ``W - 1``.
+
+    Returns:
+        ``(N, O)``.
+    """
+    _, channels, height, width = feature.shape
+    step = torch.arange(-1, 2, device=feature.device)
+    rows, columns = row[:, None, None] + step[:, None], column[:, None, None] + step  # (N, 3, 3)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    taken = (image[:, None, None] * height + rows) * width + columns
+    vectors = feature.permute(0, 2, 3, 1).reshape(-1, channels)  # a view where channels-last
+    patches = vectors.index_select(0, taken.flatten()).view(*taken.shape, channels)
+    patches = (patches * inside[..., None]).flatten(1).to(conv.weight.dtype)  # (N, 9 C)
+    return nn.functional.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
 # Winograd's conv pays from as many channels, in and out, and as many tiles of 4 x 4 pixels.
 _FAST_CHANNELS, _FAST_TILES = 48, 16
 _FAST: dict[str, Any] = {

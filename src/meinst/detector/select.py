@@ -69,8 +69,8 @@ def select_detections(
     """Score, keep the best of each level, suppress doubles (docs/method.md).
 
     The score is ``sqrt(class * centre-ness)``; with sight, which decodes the masks of what is
-    kept, it is then multiplied by how sure the mask is of its pixels. Codes and boxes are gathered
-    for candidates only.
+    kept, it is then multiplied by how sure the mask is of its pixels. Boxes are gathered for
+    candidates only, codes asked for of what is kept only.
 
     Args:
         outputs: what the network said, ``B`` images.
@@ -117,11 +117,12 @@ def _select_one(
     boxes = clip_boxes_to_image(boxes[keep] * ratio, size.original)
     solid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)
     boxes, keep = boxes[solid], keep[solid]
+    image = torch.full_like(keep, index)
     found = Detections(
         boxes=boxes,
         scores=scores[keep],
         labels=labels[keep],
-        codes=outputs.codes[index, point[keep]],
+        codes=outputs.codes[image, point[keep]],
         image_size=size.original,
         codec=codec,
         class_names=class_names,
@@ -129,7 +130,6 @@ def _select_one(
     if refiner is None:
         return found
     logits = codec.inverse_logits(found.codes, found.labels)
-    image = torch.full_like(keep, index)
     correction = refiner.correct(outputs, image, boxes / ratio, logits)
     scores = found.scores * mask_sureness(logits + correction)
     # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.

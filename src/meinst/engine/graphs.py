@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from meinst.detector.head import CodesOnDemand
 from meinst.detector.meinst import PAD_MULTIPLE, MEInst
 from meinst.engine.runtime import GRAPHS, INPUT, Format, output_names, package
 
@@ -31,7 +32,8 @@ class NetworkAlone(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """``(B, 3, H, W)`` to what :func:`~meinst.engine.runtime.output_names` tells."""
         outputs = self.model.network(pixels)
-        return tuple(getattr(outputs, name) for name in output_names(self.model.options))
+        said = [getattr(outputs, name) for name in output_names(self.model.options)]
+        return tuple(x.everywhere() if isinstance(x, CodesOnDemand) else x for x in said)
 
 
 def write_graph(model: MEInst, folder: Path, kind: Format) -> None:

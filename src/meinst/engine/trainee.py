@@ -297,6 +297,5 @@ def _in_float32(outputs: HeadOutputs) -> HeadOutputs:
         logits=outputs.logits.float(),
         boxes=outputs.boxes.float(),
         centerness=outputs.centerness.float(),
-        codes=outputs.codes.float(),
         sight=None if outputs.sight is None else outputs.sight.float(),
     )

@@ -1,10 +1,11 @@
 import math
 from typing import Any
 
+import pytest
 import torch
 
 from meinst.detector.fpn import FPN
-from meinst.detector.head import Head, HeadOptions
+from meinst.detector.head import CodesOnDemand, Head, HeadOptions
 
 
 def make_head(**changes: Any) -> Head:
@@ -22,7 +23,7 @@ def test_shapes_and_order_of_points() -> None:
     assert outputs.logits.shape == (2, 30, 3)
     assert outputs.boxes.shape == (2, 30, 4)
     assert outputs.centerness.shape == (2, 30)
-    assert outputs.codes.shape == (2, 30, 5)
+    assert outputs.codes.everywhere().shape == (2, 30, 5)
     assert outputs.level_sizes == (24, 6)
     assert outputs.points[7].tolist() == [12, 12]  # row 1, column 1 of six columns
     assert outputs.strides.tolist() == [8.0] * 24 + [16.0] * 6
@@ -32,9 +33,43 @@ def test_predictions_belong_to_their_points() -> None:
     head, maps = make_head().eval(), features(1)
     outputs = head(maps)
     by_hand = head.codes(head.mask_tower(maps[0]))[0, :, 1, 2]  # row 1, column 2
-    torch.testing.assert_close(outputs.codes[0, 6 + 2], by_hand)
+    found = outputs.codes[torch.tensor([0]), torch.tensor([6 + 2])]
+    torch.testing.assert_close(found, by_hand[None])
     by_hand = (head.boxes(head.box_tower(maps[1])) * head.scales[1]).relu()[0, :, 1, 0]
     torch.testing.assert_close(outputs.boxes[0, 24 + 3], by_hand)
+    by_hand = head.centerness(head.box_tower(maps[0]))[0, 0, 3, 5]
+    torch.testing.assert_close(outputs.centerness[0, 3 * 6 + 5], by_hand)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_codes_are_the_conv_s_wherever_they_are_asked_for(layout: torch.memory_format) -> None:
+    head = make_head()
+    outputs = head([level.to(memory_format=layout) for level in features()])
+    assert isinstance(outputs.codes, CodesOnDemand)
+    dense = outputs.codes.everywhere()
+    # Every point of both images and levels, corners and edges too, in no order, some twice.
+    image, point = torch.meshgrid(torch.arange(2), torch.arange(30), indexing="ij")
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1)).repeat(2)[:70]
+    image, point = image.flatten()[order], point.flatten()[order]
+    found = outputs.codes[image, point]
+    torch.testing.assert_close(found, dense[image, point])
+
+    weights = list(head.mask_tower.parameters()) + list(head.codes.parameters())
+    wanted = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    ours = torch.autograd.grad((found * wanted).sum(), weights, retain_graph=True)
+    theirs = torch.autograd.grad((dense[image, point] * wanted).sum(), weights)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_codes_of_no_point_and_under_autocast() -> None:
+    outputs = make_head()(features())
+    none = torch.zeros(0, dtype=torch.int64)
+    assert outputs.codes[none, none].shape == (0, 5)
+    image, point = torch.tensor([1, 0]), torch.tensor([26, 3])
+    with torch.autocast("cpu"):
+        rounded = outputs.codes[image, point].float()
+    torch.testing.assert_close(rounded, outputs.codes[image, point], atol=1e-3, rtol=0.02)
 
 
 def test_initial_scores_are_one_percent_and_distances_not_negative() -> None:
@@ -55,15 +90,14 @@ def test_every_parameter_gets_a_gradient() -> None:
     outputs = head(features())
     # of the boxes a loss that the rectifier does not swallow whole
     total = outputs.logits.sum() + outputs.boxes.square().sum()
-    (total + outputs.centerness.sum() + outputs.codes.square().sum()).backward()
+    codes = outputs.codes[torch.tensor([0, 1]), torch.tensor([7, 28])]
+    (total + outputs.centerness.sum() + codes.square().sum()).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
         assert math.isfinite(parameter.grad.abs().sum().item()), name
 
 
 def test_pyramid_levels_and_their_number() -> None:
-    import pytest
-
     maps = [torch.randn(1, c, s, s) for c, s in ((8, 16), (16, 8), (24, 4))]
     levels = FPN((8, 16, 24), 12, 5)(maps)
     assert [tuple(level.shape) for level in levels] == [

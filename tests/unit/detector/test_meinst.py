@@ -133,8 +133,10 @@ def test_variants_of_the_head_predict_and_train(tiny_model: MEInst, changes: dic
     )
     model = MEInst(("a", "b"), tiny_model.codec, options)
     outputs = model([torch.from_numpy(picture(64, 64)).permute(2, 0, 1)])
-    assert outputs.codes.shape == (1, 64 + 16 + 4, 8)
-    total = outputs.logits.sum() + outputs.boxes.sum() + outputs.codes.square().sum()
+    point = torch.arange(64 + 16 + 4)
+    codes = outputs.codes[torch.zeros_like(point), point]
+    assert codes.shape == (84, 8)
+    total = outputs.logits.sum() + outputs.boxes.sum() + codes.square().sum()
     (total + outputs.centerness.sum()).backward()
     missing = [n for n, p in model.head.named_parameters() if p.grad is None]
     assert missing == []
