@@ -51,7 +51,7 @@ def conv_row(channels: int, size: tuple[int, int], rounds: int) -> str:
 
 
 def network_row(name: str, rounds: int) -> str:
-    """A whole network, from prepared pixels to its outputs."""
+    """A whole network, from prepared pixels to its outputs; codes, of few points, left out."""
     if name.startswith("MEInst"):
         codec = PCACodec(60, 28).fit(torch.rand(200, 28, 28) > 0.5)
         names = tuple(f"class {n}" for n in range(80))

@@ -35,7 +35,7 @@ from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 from meinst.codecs import PCACodec
 from meinst.data.transforms import InputOptions, resize_image
 from meinst.detections import Detections
-from meinst.detector import layers
+from meinst.detector import head, layers
 from meinst.detector.meinst import MEInst, Predictor
 from meinst.engine.checkpoint import build_model, load_model
 from meinst.engine.config import load_recipe
@@ -75,14 +75,15 @@ def published_model(recipe_name: str, picture: np.ndarray) -> MEInst:
 
 @contextmanager
 def published_way() -> Iterator[None]:
-    """Torchvision's deformable conv and torch's plain convs in place of ours."""
+    """Torchvision's deformable conv, torch's plain convs, and the codes of all points."""
 
     def theirs(feature: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
         result: Tensor = torchvision_deform_conv2d(feature, offset, weight, padding=1, mask=mask)
         return result
 
     never = patch.object(layers, "_FAST_TILES", sys.maxsize)
-    with patch.object(layers, "_deform_conv", theirs), never:
+    codes = patch.object(head.Head, "_codes", lambda self, maps: head._everywhere(self.codes, maps))
+    with patch.object(layers, "_deform_conv", theirs), never, codes:
         yield
 
 

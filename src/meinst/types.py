@@ -44,8 +44,9 @@ class HeadOutputs:
         logits: ``(B, P, C)`` class logits.
         boxes: ``(B, P, 4)`` distances left, top, right, bottom, at least 0, in strides.
         centerness: ``(B, P)`` centre-ness logits.
-        codes: ``(B, P, K)`` mask codes. Of ``codes[image, point]`` alone, to be computed where
-            they are asked for: nobody needs those of all points.
+        codes: ``(B, P, K)`` mask codes, told as ``codes[image, point]`` alone: they may be computed
+            when they are asked for, with the weights of that moment. Those of a network that ran
+            in inference mode are to be asked for without gradients.
         points: ``(P, 2)`` x, y of the points in the padded input's pixels.
         strides: ``(P,)`` stride of each point's level, in pixels.
         level_sizes: number of points of each level; they sum to ``P``.

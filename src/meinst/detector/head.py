@@ -1,4 +1,4 @@
-"""The head: one small network, shared by all levels, that says everything of every point."""
+"""The head: one small network, shared by all levels, that says everything of a point."""
 
 from __future__ import annotations
 
@@ -154,6 +154,9 @@ class CodesOnDemand:
     def __getitem__(self, where: tuple[Tensor, Tensor], /) -> Tensor:
         """Codes ``(N, K)`` by indices ``(N,)`` of images and of points."""
         image, point = where
+        # As they are on the CPU; elsewhere copied once, not for every image.
+        layout = torch.channels_last
+        self._features = tuple(map_.contiguous(memory_format=layout) for map_ in self._features)
         order, codes, start = [], [], 0
         for feature in self._features:
             height, width = feature.shape[2:]
@@ -164,6 +167,8 @@ class CodesOnDemand:
                 conv_at(self._predictor, feature, image[here], place // width, place % width)
             )
             start += height * width
+        if sum(map(len, order)) != len(point):
+            raise IndexError(f"points must be 0 to {start - 1}.")
         return torch.cat(codes)[torch.cat(order).argsort()]
 
     def everywhere(self) -> Tensor:

@@ -122,6 +122,8 @@ class FloatConv(nn.Conv2d):
 def conv_at(conv: nn.Conv2d, feature: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """What a 3x3 conv with padding 1 says at some places alone, in the precision of its weights.
 
+    Also under autocast: what it says of few places costs little.
+
     Args:
         conv: plain; only its weight and bias are taken.
         feature: ``(B, C, H, W)``, fastest channels-last.
@@ -141,7 +143,8 @@ def conv_at(conv: nn.Conv2d, feature: Tensor, image: Tensor, row: Tensor, column
     vectors = feature.permute(0, 2, 3, 1).reshape(-1, channels)  # a view where channels-last
     patches = vectors.index_select(0, taken.flatten()).view(*taken.shape, channels)
     patches = (patches * inside[..., None]).flatten(1).to(conv.weight.dtype)  # (N, 9 C)
-    return nn.functional.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+    with torch.autocast(feature.device.type, enabled=False):
+        return nn.functional.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 # Winograd's conv pays from as many channels, in and out, and as many tiles of 4 x 4 pixels.

@@ -159,7 +159,7 @@ def compute_losses(
     giou = giou_of_distances(predicted, distances, options.giou_smooth)
     losses["box"] = options.box_weight * ((1 - giou) * weight).sum() / c_sum
 
-    codes = outputs.codes[image, point]  # (N, K)
+    codes = outputs.codes[image, point].float()  # (N, K)
     if options.code_weight:
         wanted_codes = codec.transform(
             masks,

@@ -62,14 +62,37 @@ def test_codes_are_the_conv_s_wherever_they_are_asked_for(layout: torch.memory_f
         torch.testing.assert_close(a, b)
 
 
-def test_codes_of_no_point_and_under_autocast() -> None:
-    outputs = make_head()(features())
+def test_codes_of_no_point_and_of_none_there_is() -> None:
+    head = make_head()
+    codes = head(features()).codes
     none = torch.zeros(0, dtype=torch.int64)
-    assert outputs.codes[none, none].shape == (0, 5)
-    image, point = torch.tensor([1, 0]), torch.tensor([26, 3])
-    with torch.autocast("cpu"):
-        rounded = outputs.codes[image, point].float()
-    torch.testing.assert_close(rounded, outputs.codes[image, point], atol=1e-3, rtol=0.02)
+    assert codes[none, none].shape == (0, 5)
+    codes[none, none].sum().backward()
+    for name, parameter in [*head.codes.named_parameters(), *head.mask_tower.named_parameters()]:
+        assert parameter.grad is not None, name  # or processes would wait for each other
+        assert parameter.grad.abs().sum() == 0
+    with pytest.raises(IndexError, match="points must be 0 to 29"):
+        codes[none.new_zeros(2), torch.tensor([3, 30])]
+
+
+def test_codes_of_features_in_bfloat16_as_in_training() -> None:
+    image, point = torch.tensor([1, 0, 0, 1, 0]), torch.tensor([26, 3, 4, 23, 10])
+    gradients, found = [], []
+    for mixed in (False, True):
+        head = make_head()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            outputs = head(features())
+            inside = outputs.codes[image, point]
+        codes = outputs.codes[image, point]
+        assert codes.dtype == torch.float32
+        assert torch.equal(codes, inside)  # of what was rounded, but in full
+        codes.square().sum().backward()
+        found.append(codes)
+        gradients.append([p.grad for p in head.mask_tower.parameters()] + [head.codes.weight.grad])
+    scale = found[0].abs().max().item()
+    torch.testing.assert_close(found[1], found[0], atol=0.02 * scale, rtol=0)
+    for exact, mixed in zip(*gradients, strict=True):
+        assert (mixed - exact).norm() < 0.1 * exact.norm()
 
 
 def test_initial_scores_are_one_percent_and_distances_not_negative() -> None:
