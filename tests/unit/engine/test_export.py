@@ -261,4 +261,6 @@ def test_every_conv_that_pads_by_size_is_replaced() -> None:
     with torch.no_grad():
         expected = model.network(pixels)
         for name, found in zip(runtime.output_names(model.options), alone(pixels), strict=True):
-            torch.testing.assert_close(found, getattr(expected, name))
+            wanted = getattr(expected, name)
+            wanted = wanted.everywhere() if name == "codes" else wanted
+            torch.testing.assert_close(found, wanted)
