@@ -154,9 +154,6 @@ class CodesOnDemand:
     def __getitem__(self, where: tuple[Tensor, Tensor], /) -> Tensor:
         """Codes ``(N, K)`` by indices ``(N,)`` of images and of points."""
         image, point = where
-        # As they are on the CPU; elsewhere copied once, not for every image.
-        layout = torch.channels_last
-        self._features = tuple(map_.contiguous(memory_format=layout) for map_ in self._features)
         order, codes, start = [], [], 0
         for feature in self._features:
             height, width = feature.shape[2:]
