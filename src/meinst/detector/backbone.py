@@ -79,10 +79,11 @@ class Backbone(nn.Module):
             raise ValueError(f"frozen_stages must be 0 to {len(names)}, got {stages}.")
         if stages == 0:
             return
-        named = list(self.net.named_parameters())
-        last = max(i for i, (name, _) in enumerate(named) if _belongs(name, names[stages - 1]))
-        for _, parameter in named[: last + 1]:
-            parameter.requires_grad_(False)
+        modules = list(self.net.named_modules())  # a stage's may be a lone activation, as ResNets'
+        last = max(i for i, (name, _) in enumerate(modules) if _belongs(name, names[stages - 1]))
+        for _, module in modules[: last + 1]:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
     def fold_norms(self) -> None:
         """Make the batch norms part of their convs: faster, and no longer to be trained."""
@@ -112,9 +113,9 @@ def _move_strides(net: nn.Module, name: str) -> None:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 
-def _belongs(parameter: str, module: str) -> bool:
+def _belongs(name: str, module: str) -> bool:
     # timm flattens some networks' names: "blocks.0.1" stays, "stages.0" becomes "stages_0".
-    return f"{parameter}.".startswith((f"{module}.", f"{module.replace('.', '_')}."))
+    return f"{name}.".startswith((f"{module}.", f"{module.replace('.', '_')}."))
 
 
 def load_imagenet_weights(backbone: Backbone, name: str) -> str:

@@ -102,6 +102,14 @@ def test_freezing_stops_at_the_stage_asked_for() -> None:
         backbone.freeze(9)
 
 
+def test_a_stage_that_is_an_activation_freezes_what_comes_before_it() -> None:
+    backbone = Backbone("resnet10t", (1, 2))  # its stride 2 is "act1"
+    backbone.freeze(1)
+    frozen = {name for name, p in backbone.net.named_parameters() if not p.requires_grad}
+    assert {"conv1.0.weight", "bn1.bias"} <= frozen
+    assert not any(name.startswith("layer") for name in frozen)
+
+
 def test_resnet_freezes_stem_and_first_stage() -> None:
     backbone = Backbone("resnet18", (2, 3, 4))
     backbone.freeze(2)
