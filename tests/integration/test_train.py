@@ -244,7 +244,7 @@ def test_updates_of_several_batches_are_validated_and_saved_as_updates(
     assert validated == [3, 7]  # Lightning counts from 0
 
 
-def test_resuming_by_another_recipe_and_unmatched_classes_are_told(
+def test_resuming_by_another_recipe_with_other_images_or_classes_is_told(
     finished: Path, drawn_data: DrawnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from meinst.engine.train import train
@@ -255,8 +255,14 @@ def test_resuming_by_another_recipe_and_unmatched_classes_are_told(
     content = drawn_data.content()
     categories = [*content["categories"], {"id": 99, "name": "cone"}]
     more.write_text(json.dumps(content | {"categories": categories}))
-    options = replace(make_options(drawn_data, longer, folder), val_annotations=more, resume=True)
+    fewer, kept = tmp_path / "fewer.json", content["images"][:-1]
+    ids = {image["id"] for image in kept}
+    known = [one for one in content["annotations"] if one["image_id"] in ids]
+    fewer.write_text(json.dumps(content | {"images": kept, "annotations": known}))
+    options = replace(make_options(drawn_data, longer, folder), resume=True)
+    options = replace(options, train_annotations=fewer, val_annotations=more)
     train(options)
+    assert f"has {len(kept)} images, and had {len(kept) + 1} when this was saved" in caplog.text
     assert f"goes on by --recipe {longer}, not by its own {folder / 'recipe.yaml'}" in caplog.text
     assert "more.json: not measured: categories that the model does not know: cone" in caplog.text
     assert json.loads((folder / "metrics.json").read_text())["update"] in (4, 8, 12)

@@ -59,7 +59,8 @@ def draw_curves(series: Series, path: Path) -> None:
         panel.set(title=title, xlabel="update")
         panel.grid(alpha=0.3)
         if panel.lines:
-            panel.legend(fontsize=7)
+            corner = "lower right" if prefix == "val/" else "upper right"  # AP rises, losses fall
+            panel.legend(fontsize=7, loc=corner)
     for panel in panels.flat[:2]:
         if panel.lines:
             panel.set_yscale("log")

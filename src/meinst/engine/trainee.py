@@ -254,6 +254,20 @@ class Draws(L.LightningDataModule):
         self.accumulate = accumulate
         self.workers = workers
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the order of the draws depends on, beside the seed."""
+        return {"images": len(self.train)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Tell of a set that grew or shrank: allowed, but not the run that it would have been."""
+        if state["images"] != len(self.train):
+            log.warning(
+                "the training set has %d images, and had %d when this was saved: the run goes on "
+                "with those of now, in another order",
+                len(self.train),
+                state["images"],
+            )
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches from the first one that has not been seen."""
         assert self.trainer is not None
