@@ -35,12 +35,15 @@ def read_logs(folder: Path) -> Series:
 
 
 def draw_curves(series: Series, path: Path) -> None:
-    """Draw losses, learning rate and validation AP against updates, as a PNG."""
+    """Draw losses, learning rate and validation AP against updates, as a PNG.
+
+    Losses are of one batch each and scatter: means over a fiftieth of the run are drawn over them.
+    """
     import io
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(14, 7), layout="constrained")
     panels = figure.subplots(2, 2)
     groups = (
         ("loss/total", "sum of the losses"),
@@ -54,19 +57,32 @@ def draw_curves(series: Series, path: Path) -> None:
                 continue
             steps = sorted(series[name])
             values = [series[name][step] for step in steps]
+            color = None
+            if prefix.startswith("loss/"):
+                color = panel.plot(steps, values, linewidth=0.5, alpha=0.25)[0].get_color()
+                steps, values = running_means(steps, values, 1 + len(steps) // 50)
             marker = "o" if prefix == "val/" else ""
-            panel.plot(steps, values, marker=marker, markersize=3, linewidth=1, label=name)
+            panel.plot(
+                steps, values, marker=marker, markersize=3, linewidth=1, color=color, label=name
+            )
         panel.set(title=title, xlabel="update")
         panel.grid(alpha=0.3)
         if panel.lines:
-            corner = "lower right" if prefix == "val/" else "upper right"  # AP rises, losses fall
-            panel.legend(fontsize=7, loc=corner)
+            panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     for panel in panels.flat[:2]:
         if panel.lines:
             panel.set_yscale("log")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_atomically(path, buffer.getvalue())
+
+
+def running_means(
+    steps: list[int], values: list[float], count: int
+) -> tuple[list[int], list[float]]:
+    """Means of ``count`` values in a row, each at the step in their middle."""
+    means = np.convolve(values, np.full(count, 1 / count), mode="valid").tolist()
+    return steps[count // 2 :][: len(means)], means
 
 
 def draw_sheet(model: MEInst, data: CocoData, path: Path, count: int = 12) -> None:

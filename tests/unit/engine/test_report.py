@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from meinst.data.coco import read_coco
-from meinst.engine.report import draw_curves, draw_sheet, read_logs
+from meinst.engine.report import draw_curves, draw_sheet, read_logs, running_means
 
 
 def write_log(folder: Path, version: int, rows: list[str]) -> None:
@@ -20,6 +20,26 @@ def test_no_logs_give_no_series_and_empty_panels(tmp_path: Path) -> None:
     draw_curves({}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.size[0] > 500
+
+
+def test_running_means_stand_at_the_middle_of_what_they_are_of() -> None:
+    assert running_means([7], [2.0], 1) == ([7], [2.0])
+    steps, means = running_means([1, 2, 3, 5, 8], [1.0, 2.0, 6.0, 4.0, 2.0], 3)
+    assert steps == [2, 3, 5]
+    np.testing.assert_allclose(means, [3, 4, 4])
+
+
+def test_curves_of_losses_and_of_validation_are_drawn(tmp_path: Path) -> None:
+    draw_curves({}, tmp_path / "empty.png")
+    losses = {step: 4.0 / step for step in range(1, 121)}
+    draw_curves({"loss/total": losses, "val/segm_AP": {60: 0.1, 120: 0.3}}, tmp_path / "some.png")
+    with Image.open(tmp_path / "empty.png") as empty, Image.open(tmp_path / "some.png") as some:
+        blue = (np.array(some.convert("RGB")) == (31, 119, 180)).all(2)  # matplotlib's first
+        assert not (np.array(empty.convert("RGB")) == (31, 119, 180)).all(2).any()
+    height, width = blue.shape
+    assert blue[: height // 2, : width // 2].any()  # the sum of the losses
+    assert blue[height // 2 :, : width // 2].any()  # validation
+    assert not blue[:, width // 2 :].any()
 
 
 def test_a_resumed_runs_later_values_count(tmp_path: Path) -> None:
