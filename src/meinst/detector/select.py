@@ -12,6 +12,7 @@ from torch import Tensor
 from meinst.codecs import Codec
 from meinst.detections import Detections
 from meinst.detector.sight import MaskRefiner, mask_sureness
+from meinst.detector.votes import hold_votes
 from meinst.ops.boxes import distances_to_boxes
 from meinst.options import check_range
 from meinst.types import HeadOutputs
@@ -31,6 +32,8 @@ class SelectOptions:
         max_per_level: candidates kept of each pyramid level, the best by score.
         nms_threshold: of two boxes of a class that overlap more than this IoU, the better stays.
         max_detections: detections kept of an image.
+        voting: candidates that overlap what is kept correct its box and its code, and how well
+            they agree weighs its score (:mod:`meinst.detector.votes`).
     """
 
     candidate_threshold: float = 0.05
@@ -38,6 +41,7 @@ class SelectOptions:
     max_per_level: int = 1000
     nms_threshold: float = 0.6
     max_detections: int = 100
+    voting: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range, by name."""
@@ -68,9 +72,10 @@ def select_detections(
 ) -> list[Detections]:
     """Score, keep the best of each level, suppress doubles (docs/method.md).
 
-    The score is ``sqrt(class * centre-ness)``; with sight, which decodes the masks of what is
-    kept, it is then multiplied by how sure the mask is of its pixels. Boxes are gathered for
-    candidates only, codes asked for of what is kept only.
+    The score is ``sqrt(class * centre-ness)``; with votes it is then multiplied by how well they
+    agree, and with sight, which decodes the masks of what is kept, by how sure the mask is of
+    its pixels. Boxes are gathered for candidates only, codes asked for of what is kept only, and
+    of those that vote on it.
 
     Args:
         outputs: what the network said, ``B`` images.
@@ -101,40 +106,46 @@ def _select_one(
     from torchvision.ops import batched_nms, clip_boxes_to_image
 
     point, labels, scores = _candidates(outputs, index, options)
-    # From here on scores only fall: nobody pays for what will not be shown.
-    threshold = UNTUNED if options.score_threshold is None else options.score_threshold
-    enough = scores >= threshold
-    point, labels, scores = point[enough], labels[enough], scores[enough]
     points, strides = outputs.points[point], outputs.strides[point, None]
     boxes = distances_to_boxes(points, outputs.boxes[index, point] * strides)  # (N, 4)
-    keep = batched_nms(boxes, scores, labels, options.nms_threshold)
+    # From here on scores only fall: nobody pays for what will not be shown.
+    threshold = UNTUNED if options.score_threshold is None else options.score_threshold
+    (enough,) = (scores >= threshold).nonzero(as_tuple=True)
+    keep = enough[batched_nms(boxes[enough], scores[enough], labels[enough], options.nms_threshold)]
     if len(keep) > options.max_detections:  # ties with the last one stay, as published
         last = scores[keep[options.max_detections - 1]]
         keep = keep[scores[keep] >= last]
 
+    def codes_of(chosen: Tensor) -> Tensor:
+        return outputs.codes[torch.full_like(chosen, index), point[chosen]]
+
+    if options.voting:
+        elected = hold_votes(boxes, scores, labels, keep, codes_of)
+        boxes, codes, scores = elected.boxes, elected.codes, scores[keep] * elected.agreement
+    else:
+        boxes, codes, scores = boxes[keep], codes_of(keep), scores[keep]
+
     height, width = size.original
     ratio = boxes.new_tensor([width / size.resized[1], height / size.resized[0]]).repeat(2)
-    boxes = clip_boxes_to_image(boxes[keep] * ratio, size.original)
-    solid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)
-    boxes, keep = boxes[solid], keep[solid]
-    image = torch.full_like(keep, index)
+    boxes = clip_boxes_to_image(boxes * ratio, size.original)
     found = Detections(
         boxes=boxes,
-        scores=scores[keep],
+        scores=scores,
         labels=labels[keep],
-        codes=outputs.codes[image, point[keep]],
+        codes=codes,
         image_size=size.original,
         codec=codec,
         class_names=class_names,
     )
-    if refiner is None:
-        return found
-    logits = codec.inverse_logits(found.codes, found.labels)
-    correction = refiner.correct(outputs, image, boxes / ratio, logits)
-    scores = found.scores * mask_sureness(logits + correction)
-    # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.
-    found = replace(found, scores=scores, corrections=correction.half())
-    found = found[scores.argsort(descending=True, stable=True)]
+    found = found[((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)]
+    if refiner is not None:
+        logits = codec.inverse_logits(found.codes, found.labels)
+        image = torch.full_like(found.labels, index)
+        correction = refiner.correct(outputs, image, found.boxes / ratio, logits)
+        scores = found.scores * mask_sureness(logits + correction)
+        # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.
+        found = replace(found, scores=scores, corrections=correction.half())
+    found = found[found.scores.argsort(descending=True, stable=True)]
     return found[found.scores >= threshold]
 
 

@@ -130,6 +130,34 @@ def test_images_of_a_batch_do_not_mix(codec: PCACodec) -> None:
     assert [f.boxes[0, 0].item() for f in found] == [42, 82]
 
 
+def test_votes_move_boxes_and_codes_and_are_held_below_the_threshold_too(codec: PCACodec) -> None:
+    # boxes of 16 pixels a side, 1 apart: IoU 15 / 17 = 0.88
+    outputs = outputs_at([(50, 40), (51, 40)], [[0.64], [0.09]], [0.64, 0.09])
+    agreement = (0.64 + 0.09 * 15 / 17) / (0.64 + 0.09 + 0.5)
+    found = select(outputs, codec, voting=True, score_threshold=0.2)
+    assert found.scores.tolist() == pytest.approx([0.64 * agreement])
+    share = 0.09 / (0.64 + 0.09)
+    assert found.boxes[0].tolist() == pytest.approx([42 + share, 32, 58 + share, 48])
+    assert found.codes[0].tolist() == pytest.approx([4 * share + n for n in range(4)])
+    # what agreement leaves of the score must reach the threshold
+    assert len(select(outputs, codec, voting=True, score_threshold=0.64 * agreement + 0.01)) == 0
+
+
+def test_votes_change_the_order(codec: PCACodec) -> None:
+    # the best is alone, three agree on the second
+    points = [(20.0, 40.0), (90.0, 40.0), (90.0, 40.0), (90.0, 40.0)]
+    outputs = outputs_at(points, [[0.8], [0.7], [0.7], [0.7]], [0.8, 0.7, 0.7, 0.7])
+    assert select(outputs, codec).boxes[:, 0].tolist() == [12, 82]
+    found = select(outputs, codec, voting=True)
+    assert found.boxes[:, 0].tolist() == pytest.approx([82, 12])
+    assert found.scores.tolist() == pytest.approx([0.7 * 2.1 / 2.6, 0.8 * 0.8 / 1.3])
+
+
+def test_without_candidates_nobody_votes(codec: PCACodec) -> None:
+    found = select(outputs_at([(50, 50)], [[0.04, 0.01]], [0.9]), codec, voting=True)
+    assert found.codes.shape == (0, 4)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

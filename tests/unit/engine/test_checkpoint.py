@@ -44,7 +44,7 @@ def test_a_saved_model_comes_back_whole(tiny_model: MEInst, tmp_path: Path) -> N
 
 def test_a_loaded_model_selects_as_the_saved_one(tmp_path: Path) -> None:
     model = make_tiny_model()
-    model.selection = SelectOptions(0.1, 0.3, 50, 0.4, 7)  # nothing as by default
+    model.selection = SelectOptions(0.1, 0.3, 50, 0.4, 7, True)  # nothing as by default
     path = save_model(model, tmp_path / "m.safetensors")
     assert load_model(path).selection == model.selection
 
