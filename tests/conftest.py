@@ -178,6 +178,30 @@ def tiny_model_file(tiny_model: MEInst, tmp_path_factory: pytest.TempPathFactory
     return save_model(tiny_model, tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
+@pytest.fixture(scope="session")
+def short_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of a training of eight updates, as a file."""
+    from short_training import RECIPE
+
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    drawn_data: DrawnData, short_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of an uninterrupted run of it; shared, so copy before changing it."""
+    from short_training import make_options
+
+    from meinst.engine.train import train
+
+    output = tmp_path_factory.mktemp("run") / "whole"
+    assert train(make_options(drawn_data, short_recipe, output)) == output / "best.safetensors"
+    return output
+
+
 def pycocotools_metrics(
     ground_truth: dict[str, Any], results: list[dict[str, Any]], kind: str, limit: int
 ) -> dict[str, Any]:

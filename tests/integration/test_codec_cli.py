@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from conftest import DrawnData
+from drawn_masks import run
 
 from meinst.cli import codec_compare, codec_evaluate
-from meinst.cli.main import main
 from meinst.codecs import DCTCodec, PCACodec
 from meinst.engine.codec_fit import count_masks
 
@@ -23,10 +23,6 @@ def codec(tmp_path: Path) -> Path:
     path = tmp_path / "codec.npz"
     DCTCodec(16, 14).save(path)
     return path
-
-
-def run(*arguments: object) -> int:
-    return main(["codec", *map(str, arguments)])
 
 
 def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
