@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from meinst.ops.boxes import box_iou_of_all
+
 # From which IoU with the kept box a candidate votes on score, code and box (docs/accuracy.md).
 _ON_SCORE, _ON_CODE, _ON_BOX = 0.6, 0.7, 0.8
 _DOUBT = 0.5  # weight of one more vote, of IoU 0: few or low scores tell little
@@ -50,22 +52,29 @@ def hold_votes(
         keep: ``(N,)`` int64, which of them NMS kept.
         codes_of: codes ``(V, K)`` of the candidates with the indices ``(V,)``.
     """
-    from torchvision.ops import box_iou
-
-    overlap = box_iou(boxes[keep], boxes).nan_to_num_()  # (N, M); of two empty boxes it is NaN
-    overlap *= labels[keep, None] == labels
+    overlap = box_iou_of_all(boxes[keep], boxes)  # (N, M)
     own = torch.arange(len(keep), device=keep.device)
     overlap[own, keep] = 1  # each has its own vote, also with an empty box
-    (voters,) = (overlap >= _ON_SCORE).any(0).nonzero(as_tuple=True)
-    overlap, weights = overlap[:, voters], scores[voters]
-    on_score, on_code, on_box = (
-        weights * (overlap >= least) for least in (_ON_SCORE, _ON_CODE, _ON_BOX)
-    )
-    asked = on_code.any(0)  # boxes and scores are known, codes are computed when asked for
+    # Few of these pairs overlap that much: from here on those alone count, (P,) of each.
+    elect, voter = (overlap >= _ON_SCORE).nonzero(as_tuple=True)
+    same = labels[keep[elect]] == labels[voter]
+    elect, voter = elect[same], voter[same]
+    overlap, weights = overlap[elect, voter], scores[voter]
+
+    def table(values: Tensor, least: float) -> Tensor:
+        """Values of pairs as ``(N, M)``, whose sums are the same bits on every run."""
+        near = overlap >= least
+        result = values.new_zeros(len(keep), len(boxes))
+        result[elect[near], voter[near]] = values[near]
+        return result
+
+    # Codes are computed when asked for, so each is asked for once.
+    (asked,) = voter[overlap >= _ON_CODE].bincount().nonzero(as_tuple=True)
+    agreed, given = table(weights * overlap, _ON_SCORE), table(weights, _ON_SCORE)
     return Elected(
-        boxes=_mean(boxes[voters], on_box),
-        codes=_mean(codes_of(voters[asked]), on_code[:, asked]),
-        agreement=(on_score * overlap).sum(1) / (on_score.sum(1) + _DOUBT),
+        boxes=_mean(boxes, table(weights, _ON_BOX)),
+        codes=_mean(codes_of(asked), table(weights, _ON_CODE)[:, asked]),
+        agreement=agreed.sum(1) / (given.sum(1) + _DOUBT),
     )
 
 

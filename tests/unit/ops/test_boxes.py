@@ -5,6 +5,7 @@ import torch
 
 from meinst.ops.boxes import (
     box_areas,
+    box_iou_of_all,
     box_iou_of_pairs,
     boxes_to_distances,
     centerness,
@@ -36,6 +37,18 @@ def test_iou_of_pairs() -> None:
     assert box_iou_of_pairs(one, other).tolist() == pytest.approx([1, 4 / 16, 8 / 24, 0])
     nothing = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
     assert box_iou_of_pairs(nothing, one[:1]).tolist() == [0]
+
+
+def test_iou_of_all_is_that_of_pairs() -> None:
+    corners = torch.rand(7, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values * 9
+    one, other = corners[:3].flatten(1), corners[2:].flatten(1)
+    found = box_iou_of_all(one, other)
+    wanted = box_iou_of_pairs(one[:, None], other)
+    assert (wanted > 0).sum() > 5
+    torch.testing.assert_close(found, wanted)
+    assert box_iou_of_all(one[:0], other).shape == (0, 5)
+    nothing = torch.ones(1, 4)
+    assert box_iou_of_all(nothing, nothing).isnan().all()
 
 
 def test_centerness_is_the_root_of_two_quotients() -> None:
