@@ -24,7 +24,7 @@ from meinst.codecs import PCACodec
 from meinst.detector import layers
 from meinst.engine.checkpoint import build_model, load_model
 from meinst.engine.config import load_recipe
-from meinst.ops.winograd import transform_weight, winograd_conv2d
+from meinst.ops.winograd import transform_weight, winograd_convs2d
 
 CHANNELS = (32, 64, 96, 128, 256)
 SIZES = ((7, 9), (13, 17), (25, 34), (50, 68), (100, 136), (128, 176))
@@ -40,7 +40,7 @@ def conv_row(channels: int, size: tuple[int, int], rounds: int) -> str:
     feature, weight = (t.contiguous(memory_format=torch.channels_last) for t in (feature, weight))
     transformed = transform_weight(weight)
     sides: tuple[Callable[[], Tensor], Callable[[], Tensor]] = (
-        lambda: winograd_conv2d(feature, transformed, bias),
+        lambda: winograd_convs2d(feature, [transformed], [bias])[0],
         lambda: F.conv2d(feature, weight, bias, padding=1),
     )
     wanted = F.conv2d(feature.double(), weight.double(), bias.double(), padding=1)

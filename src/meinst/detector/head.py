@@ -10,7 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from meinst.detector.layers import DeformableConv, GroupNorm, LargeKernelPredictor, conv_at
+from meinst.detector.layers import (
+    DeformableConv,
+    GroupNorm,
+    LargeKernelPredictor,
+    conv_at,
+    conv_to_few,
+    convs_of_one,
+)
 from meinst.ops.points import make_points
 from meinst.options import check_range
 from meinst.types import HeadOutputs, PerPoint
@@ -106,18 +113,20 @@ class Head(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
         """Predict from pyramid levels ``(B, channels, H_l, W_l)``, finest first."""
-        # One conv for both: oneDNN computes 16 channels where fewer are asked for.
+        # One conv for both: it costs as much as one of them.
         box_convs = self.boxes, self.centerness
         weight = torch.cat([conv.weight for conv in box_convs])
         bias = torch.cat([conv.bias for conv in box_convs])  # type: ignore[misc]
         logits, boxes, centerness, mask_features = [], [], [], []
         for level, scale in zip(features, self.scales, strict=True):
-            feature = self.shared_tower(level)
-            both = nn.functional.conv2d(self.box_tower(feature), weight, bias, padding=1)
-            logits.append(_per_point(self.logits(self.class_tower(feature))))
+            for_class, for_box, for_mask = self._towers(self.shared_tower(level))
+            both = conv_to_few(for_box, weight, bias)
+            logits.append(
+                _per_point(conv_to_few(for_class, self.logits.weight, self.logits.bias))  # type: ignore[arg-type]
+            )
             boxes.append(_per_point((both[:, :4] * scale).relu()))
             centerness.append(_per_point(both[:, 4:]))
-            mask_features.append(self.mask_tower(feature))
+            mask_features.append(for_mask)
         sizes = [(feature.shape[2], feature.shape[3]) for feature in features]
         points, strides = make_points(sizes, self.strides, features[0].device)
         return HeadOutputs(
@@ -129,6 +138,17 @@ class Head(nn.Module):
             strides=strides,
             level_sizes=tuple(rows * columns for rows, columns in sizes),
         )
+
+    def _towers(self, feature: Tensor) -> list[Tensor]:
+        """What the towers of class, box and mask make of a map; their first convs see the same."""
+        towers = [list(t) for t in (self.class_tower, self.box_tower, self.mask_tower)]
+        if not all(towers):
+            return [feature] * len(towers)
+        results = convs_of_one(feature, [layers[0] for layers in towers])
+        for index, (_, *further) in enumerate(towers):
+            for layer in further:
+                results[index] = layer(results[index])
+        return results
 
     def _codes(self, mask_features: Sequence[Tensor]) -> PerPoint:
         if isinstance(self.codes, nn.Conv2d):

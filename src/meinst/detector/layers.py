@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meinst.ops.deform_conv import deform_conv2d
-from meinst.ops.winograd import transform_weight, winograd_conv2d
+from meinst.ops.winograd import transform_weight, winograd_convs2d
 from meinst.ops.winograd_kernels import TILE
 
 
@@ -142,9 +143,50 @@ def conv_at(conv: nn.Conv2d, feature: Tensor, image: Tensor, row: Tensor, column
     taken = (image[:, None, None] * height + rows) * width + columns
     vectors = feature.permute(0, 2, 3, 1).reshape(-1, channels)  # a view where channels-last
     patches = vectors.index_select(0, taken.flatten()).view(*taken.shape, channels)
-    patches = (patches * inside[..., None]).flatten(1).to(conv.weight.dtype)  # (N, 9 C)
+    patches[~inside] = 0
+    patches = patches.flatten(1).to(conv.weight.dtype)  # (N, 9 C)
     with torch.autocast(feature.device.type, enabled=False):
         return nn.functional.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
+def _float32_on_cpu(*tensors: Tensor) -> bool:
+    """Whether convs without gradients, neither recorded nor in mixed precision, may be ours."""
+    return not (
+        torch.is_grad_enabled()
+        or _recorded()
+        or torch.is_autocast_enabled("cpu")
+        or any((t.device.type, t.dtype) != ("cpu", torch.float32) for t in tensors)
+    )
+
+
+_FEW_OUTPUTS = 5  # up to which a product and nine sums are faster than torch's conv
+
+
+def conv_to_few(feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3x3 conv with padding 1 that is faster where it says few numbers, without gradients.
+
+    oneDNN computes 16 channels where fewer are asked for. One product says what every pixel adds
+    to its nine neighbours; shifted, they are summed up.
+
+    Args:
+        feature: ``(B, C, H, W)``, fastest channels-last.
+        weight: ``(O, C, 3, 3)``.
+        bias: ``(O,)``.
+
+    Returns:
+        ``(B, O, H, W)``.
+    """
+    if not _float32_on_cpu(feature, weight) or len(weight) > _FEW_OUTPUTS:
+        return nn.functional.conv2d(feature, weight, bias, padding=1)
+    outputs, channels = weight.shape[:2]
+    batch, _, height, width = feature.shape
+    taps = weight.permute(2, 3, 0, 1).reshape(-1, channels)  # (9 O, C)
+    added = (taps @ feature.flatten(2)).view(batch, 3, 3, outputs, height, width)
+    result = feature.new_zeros(batch, outputs, height + 2, width + 2)
+    for i in range(3):
+        for j in range(3):
+            result[..., 2 - i : 2 - i + height, 2 - j : 2 - j + width] += added[:, i, j]
+    return result[..., 1:-1, 1:-1] + bias[:, None, None]
 
 
 # Winograd's conv pays from as many channels, in and out, and as many tiles of 4 x 4 pixels.
@@ -171,22 +213,25 @@ class FastConv(nn.Conv2d):
 
     def forward(self, feature: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, O, H, W)``."""
-        batch, _, height, width = feature.shape
-        if (
-            torch.is_grad_enabled()
-            or _recorded()
-            or (feature.device.type, feature.dtype) != ("cpu", torch.float32)
-            or (self.weight.device.type, self.weight.dtype) != ("cpu", torch.float32)
-            or torch.is_autocast_enabled("cpu")
-            or batch * -(-height // TILE) * -(-width // TILE) < _FAST_TILES
-        ):
+        if not self.fast_on(feature):
             return super().forward(feature)
+        return winograd_convs2d(feature, [self.transformed()], [self.bias])[0]
+
+    def fast_on(self, feature: Tensor) -> bool:
+        """Whether Winograd's conv can be taken for a map, and pays."""
+        if not _float32_on_cpu(feature, self.weight):
+            return False
+        batch, _, height, width = feature.shape
+        return batch * -(-height // TILE) * -(-width // TILE) >= _FAST_TILES
+
+    def transformed(self) -> Tensor:
+        """The weights as :func:`winograd_convs2d` takes them, which are kept."""
         known = self._known
         # Compared, not noted when they change: averages are written past autograd's counters.
         if known is None or not torch.equal(known[0], self.weight):
             known = self.weight.detach().clone(), transform_weight(self.weight)
             self._known = known
-        return winograd_conv2d(feature, known[1], self.bias)
+        return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and files do without what can be made anew."""
@@ -202,3 +247,16 @@ def use_fast_convs(network: nn.Module) -> None:
             and all(getattr(module, name) == value for name, value in _FAST.items())
         ):
             module.__class__ = FastConv
+
+
+def convs_of_one(feature: Tensor, convs: Sequence[nn.Module]) -> list[Tensor]:
+    """What each of some convs says of one map ``(B, C, H, W)``; faster than one after the other.
+
+    Fast convs share what they make of the map.
+    """
+    fast = [conv for conv in convs if isinstance(conv, FastConv) and conv.fast_on(feature)]
+    if not fast or len(fast) < len(convs):
+        return [conv(feature) for conv in convs]
+    return winograd_convs2d(
+        feature, [conv.transformed() for conv in fast], [conv.bias for conv in fast]
+    )

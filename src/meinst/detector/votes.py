@@ -61,19 +61,23 @@ def hold_votes(
     elect, voter = elect[same], voter[same]
     overlap, weights = overlap[elect, voter], scores[voter]
 
-    def table(values: Tensor, least: float) -> Tensor:
-        """Values of pairs as ``(N, M)``, whose sums are the same bits on every run."""
+    def table(values: Tensor, least: float, columns: Tensor, width: int) -> Tensor:
+        """Values of pairs as ``(N, width)``, whose sums are the same bits on every run."""
         near = overlap >= least
-        result = values.new_zeros(len(keep), len(boxes))
-        result[elect[near], voter[near]] = values[near]
+        result = values.new_zeros(len(keep), width)
+        result[elect[near], columns[near]] = values[near]
         return result
 
     # Codes are computed when asked for, so each is asked for once.
     (asked,) = voter[overlap >= _ON_CODE].bincount().nonzero(as_tuple=True)
-    agreed, given = table(weights * overlap, _ON_SCORE), table(weights, _ON_SCORE)
+    column = torch.zeros_like(labels)
+    column[asked] = torch.arange(len(asked), device=asked.device)
+    every = voter, len(boxes)
+    agreed = table(weights * overlap, _ON_SCORE, *every)
+    given = table(weights, _ON_SCORE, *every)
     return Elected(
-        boxes=_mean(boxes, table(weights, _ON_BOX)),
-        codes=_mean(codes_of(asked), table(weights, _ON_CODE)[:, asked]),
+        boxes=_mean(boxes, table(weights, _ON_BOX, *every)),
+        codes=_mean(codes_of(asked), table(weights, _ON_CODE, column[voter], len(asked))),
         agreement=agreed.sum(1) / (given.sum(1) + _DOUBT),
     )
 

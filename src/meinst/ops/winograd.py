@@ -7,6 +7,8 @@ for each of 36 places, that is, 36 matrix products over all tiles (Lavin and Gra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.polynomial import polynomial
@@ -45,42 +47,50 @@ _PIXELS, _WEIGHTS, _OUTPUTS = _matrices()
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """Weights ``(O, C, 3, 3)`` as :func:`winograd_conv2d` takes them, ``(36, C, O)`` float32."""
+    """Weights ``(O, C, 3, 3)`` as :func:`winograd_convs2d` takes them, ``(36, C, O)`` float32."""
     outputs, channels = weight.shape[:2]
     matrix = torch.from_numpy(np.kron(_WEIGHTS, _WEIGHTS))  # (36, 9)
     taps = weight.detach().permute(2, 3, 1, 0).reshape(9, channels * outputs)
     return (matrix @ taps.double()).float().view(SEEN**2, channels, outputs)
 
 
-def winograd_conv2d(feature: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """3x3 convolution of stride 1 and padding 1, without gradients.
+def winograd_convs2d(
+    feature: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """3x3 convolutions of one map, of stride 1 and padding 1, without gradients.
 
-    Errors are one to four times those of oneDNN's direct conv in single precision.
+    The map is transformed once for all of them. Errors are one to four times those of oneDNN's
+    direct conv in single precision.
 
     Args:
         feature: ``(B, C, H, W)`` float32 on the CPU; fastest if channels-last.
-        weight: ``(36, C, O)`` from :func:`transform_weight`.
-        bias: ``(O,)``; zeros if None.
+        weights: ``(36, C, O)`` from :func:`transform_weight`, each with its own ``O``.
+        biases: ``(O,)`` of each; zeros if None.
 
     Returns:
-        ``(B, O, H, W)``, channels-last; the same input gives the same bits.
+        Of each ``(B, O, H, W)``, channels-last; the same input gives the same bits.
     """
     batch, channels, height, width = feature.shape
-    outputs = weight.shape[2]
     pixels = feature.detach().permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
-    result = pixels.new_empty((batch, height, width, outputs))
-    bias = result.new_zeros(outputs) if bias is None else bias.detach().contiguous()
+    sizes = [weight.shape[2] for weight in weights]
+    results = [pixels.new_empty((batch, height, width, outputs)) for outputs in sizes]
+    added = [
+        pixels.new_zeros(outputs) if bias is None else bias.detach().contiguous()
+        for bias, outputs in zip(biases, sizes, strict=True)
+    ]
     rows, across = batch * -(-height // TILE), -(-width // TILE)  # of tiles
     chunks = min(-(-rows * across // CHUNK), rows)
     strip = pixels.new_zeros((SEEN, TILE * across + 2, channels)).numpy()
-    most = SEEN**2 * across * -(-rows // max(chunks, 1)) * max(channels, outputs)
+    most = SEEN**2 * across * -(-rows // max(chunks, 1)) * max(channels, *sizes)
     room = pixels.new_empty((2, most))
     for chunk in range(chunks):
         first, end = rows * chunk // chunks, rows * (chunk + 1) // chunks
         tiles = (end - first) * across
         seen = room[0, : SEEN**2 * tiles * channels].view(SEEN**2, tiles, channels)
-        said = room[1, : SEEN**2 * tiles * outputs].view(SEEN**2, tiles, outputs)
         tiles_of_map(pixels.numpy(), _PIXELS, first, strip, seen.numpy())
-        torch.bmm(seen, weight, out=said)
-        map_of_tiles(said.numpy(), _OUTPUTS, bias.numpy(), first, result.numpy())
-    return result.permute(0, 3, 1, 2)
+        for weight, bias, result in zip(weights, added, results, strict=True):
+            outputs = weight.shape[2]
+            said = room[1, : SEEN**2 * tiles * outputs].view(SEEN**2, tiles, outputs)
+            torch.bmm(seen, weight, out=said)
+            map_of_tiles(said.numpy(), _OUTPUTS, bias.numpy(), first, result.numpy())
+    return [result.permute(0, 3, 1, 2) for result in results]

@@ -2,6 +2,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from meinst.detector.layers import (
     FastConv,
     GroupNorm,
     LargeKernelPredictor,
+    conv_to_few,
+    convs_of_one,
     use_fast_convs,
 )
 
@@ -138,12 +141,12 @@ def calls_of_winograd(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Grows by an element with each call."""
     calls: list[Tensor] = []
 
-    def listened(feature: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def listened(feature: Tensor, *convs: Any) -> list[Tensor]:
         calls.append(feature)
-        return winograd(feature, weight, bias)
+        return winograd(feature, *convs)
 
-    winograd = layers.winograd_conv2d
-    monkeypatch.setattr(layers, "winograd_conv2d", listened)
+    winograd = layers.winograd_convs2d
+    monkeypatch.setattr(layers, "winograd_convs2d", listened)
     return calls
 
 
@@ -314,3 +317,53 @@ def test_recorded_networks_hold_torchs_conv(monkeypatch: pytest.MonkeyPatch) -> 
     assert "aten::_convolution" in str(traced.inlined_graph)
     assert "aten.conv2d" in str(exported)
     assert calls == []
+
+
+@torch.no_grad()
+def test_convs_of_one_map_share_what_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.ModuleList([nn.Conv2d(48, 50, 3, padding=1), nn.Conv2d(48, 64, 3, padding=1)])
+    use_fast_convs(network)
+    feature = torch.randn(2, 48, 16, 15)
+    wanted = [conv(feature) for conv in network]
+    calls = calls_of_winograd(monkeypatch)
+    for result, alone in zip(convs_of_one(feature, network), wanted, strict=True):
+        assert torch.equal(result, alone)
+    assert len(calls) == 1
+
+
+@torch.no_grad()
+def test_convs_of_one_map_that_are_not_all_fast() -> None:
+    torch.manual_seed(0)
+    network = nn.ModuleList([nn.Conv2d(48, 50, 3, padding=1), DeformableConv(48, False)])
+    use_fast_convs(network)
+    for feature in (torch.randn(1, 48, 16, 15), torch.randn(1, 48, 4, 4)):
+        for result, conv in zip(convs_of_one(feature, network), network, strict=True):
+            assert torch.equal(result, conv(feature))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(1, 7, 1, 1), (2, 5, 1, 6), (3, 40, 9, 13)])
+@pytest.mark.parametrize("outputs", [1, 2, 5, 6])
+def test_convs_to_few_are_torchs(
+    outputs: int, shape: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    feature = torch.randn(shape).contiguous(memory_format=layout)
+    weight, bias = torch.randn(outputs, shape[1], 3, 3) / 20, torch.randn(outputs)
+    wanted = nn.functional.conv2d(feature.double(), weight.double(), bias.double(), padding=1)
+    with torch.no_grad():
+        found = conv_to_few(feature, weight, bias)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=0)
+
+
+def test_convs_to_few_are_a_product_only_without_gradients() -> None:
+    torch.manual_seed(0)
+    feature, weight, bias = torch.randn(1, 8, 5, 6), torch.randn(2, 8, 3, 3), torch.randn(2)
+    weight.requires_grad_()
+    found = conv_to_few(feature, weight, bias)
+    assert torch.equal(found, nn.functional.conv2d(feature, weight, bias, padding=1))
+    found.sum().backward()
+    assert weight.grad is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert conv_to_few(feature, weight, bias).dtype == torch.bfloat16

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from meinst.ops import winograd
-from meinst.ops.winograd import transform_weight, winograd_conv2d
+from meinst.ops.winograd import transform_weight, winograd_convs2d
 
 
 def draw(
@@ -20,6 +20,11 @@ def draw(
         weight / (9 * max(channels, 1)) ** 0.5,
         torch.randn(outputs, generator=generator),
     )
+
+
+def winograd_conv2d(feature: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
+    (result,) = winograd_convs2d(feature, [transformed], [bias])
+    return result
 
 
 def in_double(feature: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,3 +132,14 @@ def test_weights_of_any_layout() -> None:
     last = weight.contiguous(memory_format=torch.channels_last)
     assert torch.equal(transform_weight(last), transform_weight(weight))
     assert transform_weight(weight).shape == (36, 9, 6)
+
+
+def test_convs_of_one_map_are_the_bits_of_each() -> None:
+    feature, weight, bias = draw(7, 2, 20, 16, 13, 30)
+    _, wider, wider_bias = draw(8, 1, 20, 40, 1, 1)
+    transformed = [transform_weight(weight), transform_weight(wider), transform_weight(weight)]
+    biases = [bias, wider_bias, None]
+    found = winograd_convs2d(feature, transformed, biases)
+    assert [result.shape[1] for result in found] == [16, 40, 16]
+    for result, *one in zip(found, transformed, biases, strict=True):
+        assert torch.equal(result, winograd_conv2d(feature, *one))
