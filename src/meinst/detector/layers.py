@@ -143,7 +143,7 @@ def conv_at(conv: nn.Conv2d, feature: Tensor, image: Tensor, row: Tensor, column
     taken = (image[:, None, None] * height + rows) * width + columns
     vectors = feature.permute(0, 2, 3, 1).reshape(-1, channels)  # a view where channels-last
     patches = vectors.index_select(0, taken.flatten()).view(*taken.shape, channels)
-    patches[~inside] = 0
+    patches[(~inside).nonzero(as_tuple=True)] = 0  # few, so not as a mask over all
     patches = patches.flatten(1).to(conv.weight.dtype)  # (N, 9 C)
     with torch.autocast(feature.device.type, enabled=False):
         return nn.functional.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

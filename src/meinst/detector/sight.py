@@ -29,9 +29,9 @@ class SightMap(nn.Module):
         self.finer = nn.Conv2d(finer_channels, channels, 1)
         self.coarser = nn.Conv2d(pyramid_channels, channels, 1)
         self.mix = nn.Sequential(
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
 
@@ -56,9 +56,9 @@ class MaskRefiner(nn.Module):
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.layers = nn.Sequential(
             nn.Conv2d(channels + 1, channels, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             last,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,19 +42,27 @@ def sample_in_frames(maps: Tensor, image: Tensor, frames: Tensor, side: int) -> 
     Returns:
         ``(N, E, S, S)``.
     """
-    channels, height, width = maps.shape[1:]
+    height, width = maps.shape[2:]
     whole = frames.new_tensor([[0, 0, width, height]])
+    if len(maps) == 1:
+        return _sample(maps[0], _cell_centers(whole, frames, side))
     order = image.argsort(stable=True)
     grids = _cell_centers(whole, frames[order], side)
     counts = torch.bincount(image, minlength=len(maps)).tolist()
     # Map by map: grid_sample takes as many places of each.
-    seen = [
-        F.grid_sample(
-            one[None], grid.view(1, -1, side, 2), padding_mode="border", align_corners=False
-        ).view(channels, count, side, side)
-        for one, grid, count in zip(maps, torch.split(grids, counts), counts, strict=True)
-    ]
-    return torch.cat(seen, dim=1).transpose(0, 1)[order.argsort()]
+    seen = [_sample(*pair) for pair in zip(maps, torch.split(grids, counts), strict=True)]
+    return torch.cat(seen)[order.argsort()]
+
+
+def _sample(one: Tensor, grids: Tensor) -> Tensor:
+    """What a map ``(E, H, W)`` shows in the places ``(N, S, S, 2)``: ``(N, E, S, S)``."""
+    sample = partial(F.grid_sample, padding_mode="border", align_corners=False)
+    if not torch.is_grad_enabled():
+        return sample(one.expand(len(grids), -1, -1, -1), grids)  # a thread for each map
+    # The gradient of a map that is taken N times would be that of N maps.
+    count, side = grids.shape[:2]
+    seen = sample(one[None], grids.view(1, count * side, side, 2))
+    return seen.view(len(one), count, side, side).transpose(0, 1)
 
 
 def _cell_centers(boxes: Tensor, frames: Tensor, side: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from meinst.ops.frames import masks_in_frames, sample_in_frames
@@ -63,6 +64,19 @@ def test_maps_are_sampled_as_roi_align_does() -> None:
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_maps_are_sampled_to_the_same_bits_without_gradients(pictures: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    maps = torch.randn(pictures, 5, 40, 60, generator=generator)
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    boxes = torch.tensor([-3.0, 2.0, 20.0, 30.0]) + 9 * torch.rand(7, 4, generator=generator)
+    image = torch.tensor([2, 0, 0, 2, 2, 0, 2]) % pictures
+    with_gradients = sample_in_frames(maps, image, boxes, 14)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert torch.equal(sample_in_frames(maps, image, boxes, 14), with_gradients)
+
+
 def test_beyond_a_map_is_its_border() -> None:
     ramp = torch.arange(8.0).expand(1, 1, 6, 8)
     found = sample_in_frames(ramp, torch.tensor([0]), torch.tensor([[-4.0, -4.0, 16.0, 16.0]]), 10)
@@ -72,7 +86,11 @@ def test_beyond_a_map_is_its_border() -> None:
 
 
 def test_no_boxes_show_nothing() -> None:
-    maps = torch.randn(2, 5, 4, 4, requires_grad=True)
-    found = sample_in_frames(maps, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), 7)
-    assert found.shape == (0, 5, 7, 7)
-    assert found.requires_grad  # so that distributed training finds every weight in use
+    nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
+    for pictures in (1, 2):
+        maps = torch.randn(pictures, 5, 4, 4, requires_grad=True)
+        found = sample_in_frames(maps, *nothing, 7)
+        assert found.shape == (0, 5, 7, 7)
+        assert found.requires_grad  # so that distributed training finds every weight in use
+        with torch.no_grad():
+            assert sample_in_frames(maps, *nothing, 7).shape == (0, 5, 7, 7)
