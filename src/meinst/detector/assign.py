@@ -8,6 +8,7 @@ from torch import Tensor
 from meinst.ops.boxes import box_areas, boxes_to_distances
 
 BACKGROUND = -1
+_MARGIN = 0.01  # strides; far above what rounding can do to a distance
 
 
 def assign_points(
@@ -31,17 +32,29 @@ def assign_points(
         ``gt_index (P,)`` int64: the index of the instance, or -1 for background. Labels, box
         targets and codes follow by indexing with it.
     """
+    background = torch.full((len(points),), BACKGROUND, dtype=torch.int64, device=points.device)
     if len(boxes) == 0:
-        return torch.full((len(points),), BACKGROUND, dtype=torch.int64, device=points.device)
+        return background
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = (strides * radius)[:, None, None]  # (P, 1, 1)
-    low = torch.maximum(centers[None] - half, boxes[None, :, :2])  # (P, G, 2)
-    high = torch.minimum(centers[None] + half, boxes[None, :, 2:])
-    here = points[:, None]
-    inside = ((here > low) & (here < high)).all(-1)  # (P, G)
-    reach = boxes_to_distances(here, boxes[None]).amax(-1)  # (P, G)
-    fits = (reach >= ranges[:, None, 0]) & (reach <= ranges[:, None, 1])
-    areas = box_areas(boxes)[None].expand(len(points), -1)
-    areas = areas.masked_fill(~(inside & fits), torch.inf)
-    smallest, gt_index = areas.min(dim=1)
-    return gt_index.masked_fill(smallest == torch.inf, BACKGROUND)
+    # Few pairs are near each other: all are compared by this alone, the near ones by the rule.
+    reach = strides[:, None] * (radius + _MARGIN)  # (P, 1)
+    near = (points[:, :1] - centers[:, 0]).abs_() < reach  # (P, G)
+    near &= (points[:, 1:] - centers[:, 1]).abs_() < reach
+    point, instance = near.nonzero(as_tuple=True)  # (N,) each, by point, then by instance
+
+    here, box = points[point], boxes[instance]
+    half = strides[point, None] * radius
+    low = torch.maximum(centers[instance] - half, box[:, :2])
+    high = torch.minimum(centers[instance] + half, box[:, 2:])
+    inside = ((here > low) & (here < high)).all(-1)
+    reach = boxes_to_distances(here, box).amax(-1)
+    allowed = ranges[point]
+    fits = inside & (reach >= allowed[:, 0]) & (reach <= allowed[:, 1])
+    point, instance = point[fits], instance[fits]
+
+    area = box_areas(boxes)[instance]
+    smallest = area.new_full((len(points),), torch.inf).scatter_reduce(0, point, area, "amin")
+    wins = area == smallest[point]
+    point, instance = point[wins], instance[wins]
+    first = torch.full_like(background, len(boxes)).scatter_reduce(0, point, instance, "amin")
+    return torch.where(first < len(boxes), first, background)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meinst.detector.layers import use_depthwise_convs
+
 LITE0 = "tf_efficientnet_lite0"
 
 
@@ -52,6 +54,7 @@ class Backbone(nn.Module):
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.requires_grad_(False)
+        use_depthwise_convs(self.net)
         info: Any = self.net.feature_info
         self.train()  # modules begin in training mode, batch norms here must not
         self.folded = False
@@ -60,10 +63,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Feature maps of normalised images ``(B, 3, H, W)``, finest first."""
-        # On the CPU, oneDNN's bfloat16 gradients of depthwise convs are many times slower than
-        # float32's, and more than undo what mixed precision wins.
-        with torch.autocast("cpu", enabled=False):
-            features: list[Tensor] = self.net(pixels)
+        features: list[Tensor] = self.net(pixels)
         return features
 
     def freeze(self, stages: int) -> None:

@@ -1,10 +1,10 @@
-"""Batch norms and TensorFlow's paddings as part of the convs, for inference."""
+"""Batch norms as part of the convs before them, for inference."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,11 @@ def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
     """A copy of a network in which convs do what the batch norms behind them did.
 
     Which norm follows which conv is seen by running the network once, so any will do. A norm's
-    activation, which timm makes part of it, stays in its place. Depthwise convs that pad their
-    input by themselves do so no more (:func:`_pad_kernel`).
+    activation, which timm makes part of it, stays in its place.
 
     Args:
         network: in evaluation mode; not changed.
-        example: an input of it; the copy takes inputs whose sides are multiples of its strides,
-            as those of the example have to be.
+        example: an input of it.
 
     Returns:
         The copy; or the network itself if there is nothing to fold, or the copy would not say the
@@ -37,9 +35,6 @@ def fold_norms(network: nn.Module, example: Tensor) -> nn.Module:
         parts: list[Any] = [folded.get_submodule(name) for name in (conv, norm)]
         folded.set_submodule(conv, nn.utils.fuse_conv_bn_eval(*parts))
         folded.set_submodule(norm, _activation(parts[1]))
-    for name, module in list(folded.named_modules()):
-        if _pads_one_side_more(module):
-            folded.set_submodule(name, _pad_kernel(module))
     for before, after in zip(said, folded(example), strict=True):
         if (before - after).abs().max() > _TOLERANCE * before.abs().max():
             return network
@@ -79,31 +74,3 @@ def _activation(norm: nn.Module) -> nn.Module:
     parts = [getattr(norm, name, None) for name in ("drop", "act")]
     kept = [part for part in parts if part is not None and not isinstance(part, nn.Identity)]
     return nn.Sequential(*kept)
-
-
-def _pads_one_side_more(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether it is TensorFlow's depthwise conv of stride 2, which copies its input to pad it."""
-    from timm.layers.conv2d_same import Conv2dSame
-
-    return (
-        isinstance(module, Conv2dSame)
-        and module.groups == module.in_channels == module.out_channels
-        and module.stride == (2, 2)
-        and module.kernel_size in ((3, 3), (5, 5))
-        and module.dilation == (1, 1)
-    )
-
-
-def _pad_kernel(conv: nn.Conv2d) -> nn.Conv2d:
-    """The same conv of maps with even sides, padded alike on all sides.
-
-    There a kernel of ``k`` pads ``k / 2 - 1`` pixels before the map, rounded down, and one more
-    behind it. With zeros as its first row and column it may have that one more before the map as
-    well, which is what torch's convs can do without a copy.
-    """
-    size = conv.kernel_size[0] + 1
-    channels, padding = conv.in_channels, size // 2 - 1
-    padded = nn.Conv2d(channels, channels, size, stride=2, padding=padding, groups=channels)
-    padded.weight = nn.Parameter(nn.functional.pad(conv.weight, (1, 0, 1, 0)))
-    padded.bias = conv.bias
-    return padded

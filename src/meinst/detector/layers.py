@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meinst.ops.deform_conv import deform_conv2d
+from meinst.ops.depthwise import depthwise_conv2d
 from meinst.ops.winograd import transform_weight, winograd_convs2d
 from meinst.ops.winograd_kernels import TILE
 
@@ -118,6 +119,45 @@ class FloatConv(nn.Conv2d):
         """``(B, C, H, W)`` to ``(B, O, H', W')``."""
         with torch.autocast("cpu", enabled=False):
             return super().forward(feature.to(self.weight.dtype))
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A conv of each channel by itself, in float32 on the CPU, with a faster gradient there.
+
+    :func:`use_depthwise_convs` makes them. oneDNN's bfloat16 gradients are many times slower than
+    float32's, and more than undo what mixed precision wins.
+    """
+
+    same = False  # padding as TensorFlow's
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H', W')``."""
+        with torch.autocast("cpu", enabled=False):
+            feature = feature.to(self.weight.dtype)
+            return depthwise_conv2d(feature, self.weight, self.bias, self.stride[0], self.same)
+
+
+def use_depthwise_convs(network: nn.Module) -> None:
+    """Turn every conv of a network that can be a :class:`DepthwiseConv` into one, as it stands."""
+    from timm.layers.conv2d_same import Conv2dSame
+
+    for module in network.modules():
+        same = type(module) is Conv2dSame
+        if not isinstance(module, nn.Conv2d) or not (same or type(module) is nn.Conv2d):
+            continue
+        size, stride = module.kernel_size[0], module.stride[0]
+        if (
+            module.groups == module.in_channels == module.out_channels > 1
+            and size % 2 == 1
+            and module.kernel_size == (size, size)
+            and module.stride == (stride, stride)
+            and module.dilation == (1, 1)
+            and module.padding_mode == "zeros"
+            and (stride <= 2 if same else module.padding == (size // 2, size // 2))
+        ):
+            module.__class__ = DepthwiseConv
+            assert isinstance(module, DepthwiseConv)
+            module.same = same
 
 
 def conv_at(conv: nn.Conv2d, feature: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:

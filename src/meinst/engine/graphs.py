@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from meinst.detector.head import CodesOnDemand
+from meinst.detector.layers import DepthwiseConv
 from meinst.detector.meinst import PAD_MULTIPLE, MEInst
 from meinst.engine.runtime import GRAPHS, INPUT, Format, output_names, package
 
@@ -104,11 +105,13 @@ class _FixedPadding(nn.Module):
 
 
 def _fix_padding(module: nn.Module) -> None:
-    """Replace timm's convs that find their padding anew for every input."""
+    """Replace convs that find their padding anew for every input, timm's and ours."""
     from timm.layers.conv2d_same import Conv2dSame
 
     for name, child in module.named_children():
-        if isinstance(child, Conv2dSame) and child.dilation == (1, 1):
+        if (isinstance(child, Conv2dSame) and child.dilation == (1, 1)) or (
+            isinstance(child, DepthwiseConv) and child.same
+        ):
             setattr(module, name, _FixedPadding(child))
         else:
             _fix_padding(child)

@@ -53,7 +53,8 @@ def make_optimizer(
     groups = [group for group in groups if group["params"]]
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
-    return torch.optim.AdamW(groups, lr=options.lr)
+    on_cpu = next(backbone.parameters()).device.type == "cpu"
+    return torch.optim.AdamW(groups, lr=options.lr, fused=on_cpu or None)  # None: torch's choice
 
 
 def _norm_parameters(module: nn.Module) -> Iterable[nn.Parameter]:

@@ -182,6 +182,22 @@ class Trainee(L.LightningModule):
             group.update(initial_lr=anew["lr"], lr=anew["lr"] * factor)
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients together.
+
+        Lightning's own way refuses fused optimisers, as float16's gradients are scaled when it
+        clips them; those of float32 and bfloat16 are not.
+        """
+        if not optimizer.defaults.get("fused"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def _parts(self) -> tuple[nn.Module, list[nn.Module]]:
         """The backbone, and all else that is trained."""
         parts = (self.model.fpn, self.model.head, self.model.sight, self.model.refiner)

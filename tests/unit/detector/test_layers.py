@@ -13,11 +13,13 @@ from meinst.detector import layers
 from meinst.detector.fpn import FPN
 from meinst.detector.layers import (
     DeformableConv,
+    DepthwiseConv,
     FastConv,
     GroupNorm,
     LargeKernelPredictor,
     conv_to_few,
     convs_of_one,
+    use_depthwise_convs,
     use_fast_convs,
 )
 
@@ -367,3 +369,42 @@ def test_convs_to_few_are_a_product_only_without_gradients() -> None:
     assert weight.grad is not None
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert conv_to_few(feature, weight, bias).dtype == torch.bfloat16
+
+
+def test_depthwise_convs_that_can_be_ours_become_ours() -> None:
+    from timm.layers.conv2d_same import Conv2dSame
+
+    ours = [
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        nn.Conv2d(6, 6, 5, padding=2, groups=6, stride=2, bias=False),
+        Conv2dSame(6, 6, 5, groups=6, stride=2, bias=False),
+        Conv2dSame(6, 6, 3, groups=6),
+    ]
+    others = [
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.Conv2d(6, 12, 3, padding=1, groups=6),
+        nn.Conv2d(6, 6, 3, padding=1, groups=3),
+        nn.Conv2d(6, 6, 3, padding=0, groups=6),
+        nn.Conv2d(6, 6, 4, padding=2, groups=6),
+        nn.Conv2d(6, 6, 3, padding=2, groups=6, dilation=2),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6, padding_mode="reflect"),
+        Conv2dSame(6, 6, 3, groups=6, stride=3),
+        Conv2dSame(6, 6, 3, stride=2),
+    ]
+    kinds = [type(module) for module in others]
+    feature = torch.randn(2, 6, 10, 7)
+    expected = [module(feature) for module in ours]
+    use_depthwise_convs(nn.ModuleList(ours + others))
+    assert {type(module) for module in ours} == {DepthwiseConv}
+    assert [type(module) for module in others] == kinds
+    for module, before in zip(ours, expected, strict=True):
+        torch.testing.assert_close(module(feature), before)
+
+
+def test_depthwise_convs_stay_exact_under_autocast() -> None:
+    conv = nn.Conv2d(6, 6, 5, padding=2, groups=6)
+    expected = conv(feature := torch.randn(2, 6, 9, 9))
+    use_depthwise_convs(network := nn.Sequential(conv))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network(feature), expected)
+        assert network(feature.bfloat16()).dtype == torch.float32

@@ -247,12 +247,17 @@ def test_every_conv_that_pads_by_size_is_replaced() -> None:
     from timm.layers.conv2d_same import Conv2dSame
 
     from meinst.codecs import PCACodec
+    from meinst.detector.layers import DepthwiseConv
     from meinst.detector.meinst import ModelOptions
 
     options = ModelOptions(strides=(8, 16, 32), distance_limits=(64, 128), channels=32)
     model = MEInst(("a",), PCACodec(4, mask_size=8), options).eval()
     alone = graphs.NetworkAlone(model)
-    plain = [m for m in alone.modules() if isinstance(m, Conv2dSame)]
+    plain = [
+        m
+        for m in alone.modules()
+        if isinstance(m, Conv2dSame) or (isinstance(m, DepthwiseConv) and m.same)
+    ]
     held = [m.conv for m in alone.modules() if isinstance(m, graphs._FixedPadding)]
     assert plain == held
     assert len(held) == 5  # EfficientNet-Lite0's five layers of stride 2
