@@ -63,7 +63,10 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Feature maps of normalised images ``(B, 3, H, W)``, finest first."""
-        features: list[Tensor] = self.net(pixels)
+        # Not in mixed precision on the CPU: oneDNN's bfloat16 gradients of depthwise convs are many
+        # times slower than float32's, and of the other convs alone it was no better (accuracy.md).
+        with torch.autocast("cpu", enabled=False):
+            features: list[Tensor] = self.net(pixels)
         return features
 
     def freeze(self, stages: int) -> None:

@@ -132,9 +132,7 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, feature: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H', W')``."""
-        with torch.autocast("cpu", enabled=False):
-            feature = feature.to(self.weight.dtype)
-            return depthwise_conv2d(feature, self.weight, self.bias, self.stride[0], self.same)
+        return depthwise_conv2d(feature, self.weight, self.bias, self.stride[0], self.same)
 
 
 def use_depthwise_convs(network: nn.Module) -> None:

@@ -34,10 +34,9 @@ def depthwise_conv2d(
     """
     # Instead of less zeros before the map, kernels begin with zeros: nothing has to be copied.
     skipped = tuple(int(same and stride == 2 and side % 2 == 0) for side in feature.shape[2:])
-    if not torch.is_grad_enabled() or (feature.device.type, feature.dtype) != (
-        "cpu",
-        torch.float32,
-    ):
+    mixed = torch.is_autocast_enabled(feature.device.type)
+    kind = feature.device.type, feature.dtype
+    if not torch.is_grad_enabled() or mixed or kind != ("cpu", torch.float32):
         return _convolve(feature, weight, bias, stride, skipped)
     result: Tensor = _DepthwiseConv.apply(feature, weight, bias, stride, skipped)
     return result

@@ -399,12 +399,3 @@ def test_depthwise_convs_that_can_be_ours_become_ours() -> None:
     assert [type(module) for module in others] == kinds
     for module, before in zip(ours, expected, strict=True):
         torch.testing.assert_close(module(feature), before)
-
-
-def test_depthwise_convs_stay_exact_under_autocast() -> None:
-    conv = nn.Conv2d(6, 6, 5, padding=2, groups=6)
-    expected = conv(feature := torch.randn(2, 6, 9, 9))
-    use_depthwise_convs(network := nn.Sequential(conv))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(network(feature), expected)
-        assert network(feature.bfloat16()).dtype == torch.float32

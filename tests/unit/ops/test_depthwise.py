@@ -77,3 +77,14 @@ def test_the_same_bits_again_and_only_the_gradients_asked_for() -> None:
         for _ in range(2)
     )
     assert torch.equal(*first, *second)
+
+
+def test_in_mixed_precision_it_is_torchs() -> None:
+    feature, weight, bias = (t.requires_grad_() for t in made(4, 3, 6, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = depthwise_conv2d(feature, weight, bias, 1, same=False)
+        expected = F.conv2d(feature, weight, bias, padding=1, groups=4)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    found.float().sum().backward()
+    assert weight.grad.dtype == torch.float32
