@@ -1,33 +1,42 @@
 """Plain 3x3 convs on the CPU: Winograd's against torch's own, and whole networks with each.
 
-    python benchmarks/convs.py [--rounds 9] [--networks]
+    python benchmarks/convs.py [--rounds 9] [--networks | --depthwise]
 
 Drawn maps and weights, float32, two threads, channels-last. The two sides take turns; medians of
 the ratios and their range are printed, and the largest error of either against float64, of the
 largest value. `--networks` takes the shipped models at 512 x 704 and published recipes, with
-random weights, at 800 x 1088.
+random weights, at 800 x 1088. `--depthwise` takes EfficientNet-Lite0's depthwise convs, forward and
+backward as in a training step of two images of 384 x 384, against timm's.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from measure import compare, versions
+from timm.layers.conv2d_same import conv2d_same
 from torch import Tensor
 
 from meinst.codecs import PCACodec
 from meinst.detector import layers
 from meinst.engine.checkpoint import build_model, load_model
 from meinst.engine.config import load_recipe
+from meinst.ops.depthwise import depthwise_conv2d
 from meinst.ops.winograd import transform_weight, winograd_convs2d
 
 CHANNELS = (32, 64, 96, 128, 256)
 SIZES = ((7, 9), (13, 17), (25, 34), (50, 68), (100, 136), (128, 176))
+# Channels, side of the map, kernel and stride, once for each that the network has.
+DEPTHWISE = (
+    *((32, 192, 3, 1), (96, 192, 3, 2), (144, 96, 3, 1), (144, 96, 5, 2), (240, 48, 5, 1)),
+    *((240, 48, 3, 2), *[(480, 24, 3, 1)] * 2, (480, 24, 5, 1), *[(672, 24, 5, 1)] * 2),
+    *((672, 24, 5, 2), *[(1152, 12, 5, 1)] * 3, (1152, 12, 3, 1)),
+)
 NETWORKS = ("nuclei", "photos", "MEInst_R_50_1x", "MEInst_R_50_1x_none")
 
 
@@ -48,6 +57,36 @@ def conv_row(channels: int, size: tuple[int, int], rounds: int) -> str:
     ratio = compare(*sides, rounds)
     place = f"{channels:4} {size[0]:4} x {size[1]:<4}"
     return f"{place} {ratio}; errors {errors[0]:.1e} {errors[1]:.1e}"
+
+
+def depthwise_rows(rounds: int) -> Iterator[str]:
+    """Forward and backward of each conv, then of all together."""
+    generator = torch.Generator().manual_seed(0)
+    sides: list[tuple[Callable[[], object], Callable[[], object]]] = []
+    for channels, side, size, stride in DEPTHWISE:
+        feature = torch.randn(2, channels, side, side, generator=generator)
+        feature = feature.contiguous(memory_format=torch.channels_last).requires_grad_()
+        weight = torch.randn(channels, 1, size, size, generator=generator).requires_grad_()
+        slope = torch.randn_like(feature[..., ::stride, ::stride])
+
+        def ours(
+            f: Tensor = feature, w: Tensor = weight, g: Tensor = slope, s: int = stride
+        ) -> object:
+            return torch.autograd.grad(depthwise_conv2d(f, w, None, s, same=True), (f, w), g)
+
+        def timms(
+            f: Tensor = feature, w: Tensor = weight, g: Tensor = slope, s: int = stride
+        ) -> object:
+            return torch.autograd.grad(conv2d_same(f, w, None, (s, s), groups=len(w)), (f, w), g)
+
+        sides.append((ours, timms))
+        yield f"{channels:4} {side:3} {size} x {size} / {stride} {compare(ours, timms, rounds)}"
+
+    def each(which: int) -> None:
+        for pair in sides:
+            pair[which]()
+
+    yield f"all {compare(lambda: each(0), lambda: each(1), rounds)}"
 
 
 def network_row(name: str, rounds: int) -> str:
@@ -73,11 +112,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--networks", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--networks", action="store_true")
+    which.add_argument("--depthwise", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(2)
     torch.manual_seed(0)
     print(versions("meinst", "torch", "numpy", "numba"))
+    if options.depthwise:
+        for row in depthwise_rows(options.rounds):
+            print(row, flush=True)
+        return
     with torch.inference_mode():
         if options.networks:
             for name in NETWORKS:

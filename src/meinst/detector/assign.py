@@ -37,9 +37,9 @@ def assign_points(
         return background
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     # Few pairs are near each other: all are compared by this alone, the near ones by the rule.
-    reach = strides[:, None] * (radius + _MARGIN)  # (P, 1)
-    near = (points[:, :1] - centers[:, 0]).abs_() < reach  # (P, G)
-    near &= (points[:, 1:] - centers[:, 1]).abs_() < reach
+    around = strides[:, None] * (radius + _MARGIN)  # (P, 1)
+    near = (points[:, :1] - centers[:, 0]).abs_() < around  # (P, G)
+    near &= (points[:, 1:] - centers[:, 1]).abs_() < around
     point, instance = near.nonzero(as_tuple=True)  # (N,) each, by point, then by instance
 
     here, box = points[point], boxes[instance]

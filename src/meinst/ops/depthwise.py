@@ -29,14 +29,13 @@ def depthwise_conv2d(
             (column) of ``k // 2`` where the map has an even number; else ``k // 2`` on all sides.
 
     Returns:
-        ``(B, C, ceil(H / stride), ceil(W / stride))``. Differentiable, once, on the CPU in float32;
-        the same input gives the same bits, forward and backward.
+        ``(B, C, ceil(H / stride), ceil(W / stride))``. Differentiable; once where the gradient is
+        ours, on the CPU in float32. The same input gives the same bits, forward and backward.
     """
     # Instead of less zeros before the map, kernels begin with zeros: nothing has to be copied.
     skipped = tuple(int(same and stride == 2 and side % 2 == 0) for side in feature.shape[2:])
-    mixed = torch.is_autocast_enabled(feature.device.type)
-    kind = feature.device.type, feature.dtype
-    if not torch.is_grad_enabled() or mixed or kind != ("cpu", torch.float32):
+    ours = (feature.device.type, feature.dtype) == ("cpu", torch.float32)
+    if not (ours and torch.is_grad_enabled()) or torch.is_autocast_enabled("cpu"):
         return _convolve(feature, weight, bias, stride, skipped)
     result: Tensor = _DepthwiseConv.apply(feature, weight, bias, stride, skipped)
     return result
