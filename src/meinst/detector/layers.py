@@ -146,6 +146,7 @@ def use_depthwise_convs(network: nn.Module) -> None:
         size, stride = module.kernel_size[0], module.stride[0]
         if (
             module.groups == module.in_channels == module.out_channels > 1
+            and size >= 3
             and size % 2 == 1
             and module.kernel_size == (size, size)
             and module.stride == (stride, stride)

@@ -190,8 +190,8 @@ class Trainee(L.LightningModule):
     ) -> None:
         """Clip by the norm of all gradients together.
 
-        Lightning's own way refuses fused optimisers, as float16's gradients are scaled when it
-        clips them; those of float32 and bfloat16 are not.
+        Lightning's mixed precision refuses fused optimisers, as float16's gradients are scaled when
+        it clips them; on the CPU there is bfloat16 alone, whose are not.
         """
         if not optimizer.defaults.get("fused"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

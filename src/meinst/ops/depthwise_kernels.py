@@ -7,7 +7,7 @@ added in one order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def weight_gradient_of(size: int) -> Callable[..., None]:
     - sums: ``(size, size, C)`` of zeros, takes the gradient of the weights.
     """
 
-    @compiled_sums
+    @partial(compiled_sums, cache=False)
     def weight_gradient(
         pixels: np.ndarray,
         gradient: np.ndarray,

@@ -19,19 +19,24 @@ def compiled(kernel: _Kernel) -> _Kernel:
     return _compiled(kernel, nogil=True)
 
 
-def compiled_sums(kernel: _Kernel) -> _Kernel:
+def compiled_sums(kernel: _Kernel, *, cache: bool = True) -> _Kernel:
     """As :func:`compiled`, for kernels whose sums may be taken in any order.
 
     Only then does the compiler take vector instructions for them. The order depends on the
     processor, never on the call: the same input gives the same bits.
+
+    Args:
+        kernel: to be compiled.
+        cache: whether the code is kept on disk. Not for several kernels made by one function: they
+            would share a file, and two processes could mistake one for the other.
     """
-    return _compiled(kernel, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+    return _compiled(kernel, cache, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 
 
-def _compiled(kernel: _Kernel, **options: Any) -> _Kernel:
+def _compiled(kernel: _Kernel, cache: bool = True, **options: Any) -> _Kernel:
     dispatcher: _Kernel
     try:
-        dispatcher = numba.njit(kernel, cache=True, **options)
+        dispatcher = numba.njit(kernel, cache=cache, **options)
     except RuntimeError:  # numba's answer when it finds no writable folder
         dispatcher = numba.njit(kernel, **options)
     return dispatcher

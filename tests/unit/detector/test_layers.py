@@ -389,6 +389,7 @@ def test_depthwise_convs_that_can_be_ours_become_ours() -> None:
         nn.Conv2d(6, 6, 3, padding=2, groups=6, dilation=2),
         nn.Conv2d(6, 6, 3, padding=1, groups=6, padding_mode="reflect"),
         Conv2dSame(6, 6, 3, groups=6, stride=3),
+        Conv2dSame(6, 6, 1, groups=6, stride=2),
         Conv2dSame(6, 6, 3, stride=2),
     ]
     kinds = [type(module) for module in others]

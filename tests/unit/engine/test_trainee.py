@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
@@ -24,3 +26,11 @@ def test_gradients_are_clipped_by_their_norm_together() -> None:
     assert clipped(None) == [3, 4]
     assert clipped(10.0) == [3, 4]
     assert clipped(2.5) == [1.5, 2]
+
+
+def test_other_optimisers_are_clipped_lightnings_way() -> None:
+    asked: list[object] = []
+    module = SimpleNamespace(clip_gradients=lambda *given: asked.append(given))
+    optimizer = make_optimizer(nn.Linear(1, 1), [], OptimizerOptions(name="sgd"))
+    Trainee.configure_gradient_clipping(module, optimizer, 2.5)  # type: ignore[arg-type]
+    assert asked == [(optimizer, 2.5, None)]

@@ -67,7 +67,7 @@ def test_results_and_gradients_are_torchs(
         assert torch.equal(tensor, kept)
 
 
-def test_the_same_bits_again_and_only_the_gradients_asked_for() -> None:
+def test_the_same_bits_again() -> None:
     feature, weight, _ = made(70, 5, 24, 24)
     weight.requires_grad_()
     first, second = (
