@@ -122,10 +122,9 @@ class FloatConv(nn.Conv2d):
 
 
 class DepthwiseConv(nn.Conv2d):
-    """A conv of each channel by itself, in float32 on the CPU, with a faster gradient there.
+    """A conv of each channel by itself, with a faster gradient in float32 on the CPU.
 
-    :func:`use_depthwise_convs` makes them. oneDNN's bfloat16 gradients are many times slower than
-    float32's, and more than undo what mixed precision wins.
+    :func:`use_depthwise_convs` makes them.
     """
 
     same = False  # padding as TensorFlow's

@@ -76,8 +76,16 @@ class _DepthwiseConv(torch.autograd.Function):
         # oneDNN's gradient of plain 3 x 3 weights is as fast as ours on two threads.
         theirs = for_weight and size == 3 and not any(skipped)
         found = torch.ops.aten.convolution_backward(
-            *(gradient, feature, _grown(weight, skipped), [len(weight)]),
-            *([stride] * 2, [size // 2] * 2, [1] * 2, False, [0] * 2, len(weight)),
+            gradient,
+            feature,
+            _grown(weight, skipped),
+            [len(weight)],  # of the bias
+            [stride, stride],
+            [size // 2, size // 2],  # padding
+            [1, 1],  # dilation
+            False,  # transposed
+            [0, 0],  # output padding
+            len(weight),  # groups
             [for_feature, theirs, for_bias],
         )
         if theirs or not for_weight:
