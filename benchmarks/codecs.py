@@ -1,10 +1,10 @@
-"""Rasterising and fitting, beside the published way of doing it, in the same run.
+"""Rasterising masks and fitting a codec, compared with the published code in the same run.
 
     python benchmarks/codecs.py ANNOTATIONS.json [--repeat-to 400000]
 
-The published flow, rebuilt from its parts: masks are rasterised one by one with pycocotools, all
-of them are held as float32, and scikit-learn's IncrementalPCA(60, whiten=True, batch_size=1024)
-goes over them. The two sides take turns; medians of the ratios and their range are printed.
+The published procedure is rebuilt from its parts: masks are rasterised one by one with pycocotools,
+all are kept as float32, and scikit-learn's IncrementalPCA(60, whiten=True, batch_size=1024) is
+fitted to them. Both are timed alternately; the median and range of the ratios are printed.
 Needs `pip install -r benchmarks/requirements.txt`.
 """
 
@@ -33,7 +33,7 @@ _SMALLEST_SIDE = 0.1
 
 
 def published_masks(batch: InstanceBatch) -> np.ndarray:
-    """Rasterise one mask after the other with pycocotools: ``(N, S, S)`` uint8."""
+    """Rasterise masks one by one with pycocotools: ``(N, S, S)`` uint8."""
     masks = np.zeros((len(batch), S, S), dtype=np.uint8)
     for n, (x1, y1, x2, y2) in enumerate(batch.boxes):
         scale = np.array([S / max(x2 - x1, _SMALLEST_SIDE), S / max(y2 - y1, _SMALLEST_SIDE)])
@@ -48,32 +48,32 @@ def published_masks(batch: InstanceBatch) -> np.ndarray:
 
 
 def published_fit(batches: Sequence[InstanceBatch]) -> None:
-    """Rasterise everything one by one, then IncrementalPCA on all masks."""
+    """Rasterise all masks one by one, then fit IncrementalPCA."""
     from sklearn.decomposition import IncrementalPCA
 
     flat = np.concatenate([published_masks(batch) for batch in batches]).reshape(-1, S * S)
     IncrementalPCA(K, whiten=True, batch_size=1024).fit(flat.astype(np.float32))
 
 
-def our_fit(document: dict[str, Any]) -> PCACodec:
-    """From the parsed file: check, rasterise, count, solve."""
+def fit(document: dict[str, Any]) -> PCACodec:
+    """Fit this project's codec to a parsed annotation file, checks included."""
     moments = Moments(S)
     for batch in MaskStream(document):
         moments.add(torch.from_numpy(batch.masks(S)))
     return PCACodec(K, S).fit_moments(moments)
 
 
-_batches: list[InstanceBatch] = []  # forked workers find them here
+_batches: list[InstanceBatch] = []  # inherited by forked workers
 
 
 def _rasterise_share(share: tuple[int, int]) -> None:
     first, step = share
-    for batch in (4 * _batches)[first::step]:  # long enough for a process's start not to count
+    for batch in (4 * _batches)[first::step]:  # much longer than starting a process
         batch.masks(S)
 
 
 def process_scaling(rounds: int) -> Ratio:
-    """One process against all processors, each rasterising its share ten times over."""
+    """Compare one process per CPU with a single process, rasterising all masks ten times."""
     count = os.cpu_count() or 1
     with ProcessPoolExecutor(count, mp_context=get_context("fork")) as pool:
 
@@ -99,24 +99,26 @@ def main() -> None:
     print(versions("meinst", "torch", "numpy", "numba", "pycocotools", "scikit-learn"))
 
     document = load_document(options.annotations, None)
-    our_fit({**document, "annotations": document["annotations"][:100]})  # compiles the kernels
-    print(f"peak memory above the parsed file: {peak_memory(lambda: our_fit(document)):.0f} MB")
+    fit({**document, "annotations": document["annotations"][:100]})  # compiles the kernels
+    print(f"peak memory above the parsed file: {peak_memory(lambda: fit(document)):.0f} MB")
     _batches.extend(MaskStream(document))
     count = sum(map(len, _batches))
     equal = sum(int((b.masks(S) == published_masks(b)).all(axis=(1, 2)).sum()) for b in _batches)
     print(f"{count} masks; equal to pycocotools: {equal}")
     print(
-        "rasterise, one thread, against one-by-one pycocotools:",
+        "rasterising in one thread, against pycocotools one by one:",
         compare(
             lambda: [batch.masks(S) for batch in _batches],
             lambda: [published_masks(batch) for batch in _batches],
             options.rounds,
         ),
     )
-    print(f"rasterise, {os.cpu_count()} processes against one:", process_scaling(options.rounds))
     print(
-        "rasterise and fit against the published flow:",
-        compare(lambda: our_fit(document), lambda: published_fit(_batches), options.rounds),
+        f"rasterising in {os.cpu_count()} processes, against one:", process_scaling(options.rounds)
+    )
+    print(
+        "rasterising and fitting, against the published procedure:",
+        compare(lambda: fit(document), lambda: published_fit(_batches), options.rounds),
     )
 
     times = -(-options.repeat_to // count)
@@ -124,14 +126,14 @@ def main() -> None:
     repeated = _batches * times
     print(
         f"the same at {count * times} masks:",
-        compare(lambda: our_fit(many), lambda: published_fit(repeated), 1),
+        compare(lambda: fit(many), lambda: published_fit(repeated), 1),
     )
-    print(f"peak memory above the parsed file: {peak_memory(lambda: our_fit(many)):.0f} MB")
+    print(f"peak memory above the parsed file: {peak_memory(lambda: fit(many)):.0f} MB")
     _quality(document)
 
 
 def _quality(document: dict[str, Any]) -> None:
-    """Reconstruction on the masks of the fit, and the same bytes from any shards."""
+    """Print the reconstruction quality, and check that any shards give the same bytes."""
     masks = torch.from_numpy(np.concatenate([batch.masks(S) for batch in _batches])).bool()
     codec = PCACodec(K, S).fit(masks)
     decoded = codec.inverse_transform(codec.transform(masks)) >= 0.5
@@ -142,7 +144,7 @@ def _quality(document: dict[str, Any]) -> None:
     neither = float((~masks & ~decoded).sum() / (~(masks & decoded)).sum())
     print(f"K = {K}, S = {S}: pooled mIoU {(both + neither) / 2:.5f}, mean IoU {ious.mean():.5f}")
 
-    reader = BatchReader(image_sizes(document), [one["id"] for one in document["categories"]])
+    reader = BatchReader(image_sizes(document), [entry["id"] for entry in document["categories"]])
     files = set()
     for shards in (1, 2, 7):
         for order in (range(shards), range(shards - 1, -1, -1)):
@@ -154,7 +156,9 @@ def _quality(document: dict[str, Any]) -> None:
             moments.save(path)
             files.add(path.read_bytes())
             path.unlink()
-    print(f"sums merged from 1, 2 and 7 shards, forward and backward: {len(files)} kind of bytes")
+    print(
+        f"different files from 1, 2 and 7 shards merged in both orders: {len(files)} (expected 1)"
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Plain 3x3 convs on the CPU: Winograd's against torch's own, and whole networks with each.
+"""3x3 convs on the CPU: Winograd's algorithm against torch's conv, alone and in whole networks.
 
     python benchmarks/convs.py [--rounds 9] [--networks | --depthwise]
 
-Drawn maps and weights, float32, two threads, channels-last. The two sides take turns; medians of
-the ratios and their range are printed, and the largest error of either against float64, of the
-largest value. `--networks` takes the shipped models at 512 x 704 and published recipes, with
-random weights, at 800 x 1088. `--depthwise` takes EfficientNet-Lite0's depthwise convs, forward and
-backward as in a training step of two images of 384 x 384, against timm's.
+Random maps and weights, float32, two threads, channels-last. Both are timed alternately. The median
+and range of the ratios are printed, and the largest error of each against float64, relative to the
+largest value. `--networks` measures the shipped models at 512 x 704 and published recipes with
+random weights at 800 x 1088. `--depthwise` measures the depthwise convs of EfficientNet-Lite0,
+forward and backward as in a training step of two images of 384 x 384, against timm's.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from meinst.codecs import PCACodec
 from meinst.detector import layers
-from meinst.engine.checkpoint import build_model, load_model
-from meinst.engine.config import load_recipe
+from meinst.models.checkpoint import build_model, load_model
+from meinst.models.recipe import load_recipe
 from meinst.ops.depthwise import depthwise_conv2d
 from meinst.ops.winograd import transform_weight, winograd_convs2d
 
 CHANNELS = (32, 64, 96, 128, 256)
 SIZES = ((7, 9), (13, 17), (25, 34), (50, 68), (100, 136), (128, 176))
-# Channels, side of the map, kernel and stride, once for each that the network has.
+# Channels, side of the map, kernel size and stride of every depthwise conv in the network.
 DEPTHWISE = (
     *((32, 192, 3, 1), (96, 192, 3, 2), (144, 96, 3, 1), (144, 96, 5, 2), (240, 48, 5, 1)),
     *((240, 48, 3, 2), *[(480, 24, 3, 1)] * 2, (480, 24, 5, 1), *[(672, 24, 5, 1)] * 2),
@@ -41,7 +41,7 @@ NETWORKS = ("nuclei", "photos", "MEInst_R_50_1x", "MEInst_R_50_1x_none")
 
 
 def conv_row(channels: int, size: tuple[int, int], rounds: int) -> str:
-    """One conv, as many channels out as in."""
+    """Measure one conv with equal numbers of input and output channels."""
     generator = torch.Generator().manual_seed(0)
     feature = torch.randn(1, channels, *size, generator=generator).relu()
     weight = torch.randn(channels, channels, 3, 3, generator=generator) / (9 * channels) ** 0.5
@@ -52,15 +52,15 @@ def conv_row(channels: int, size: tuple[int, int], rounds: int) -> str:
         lambda: winograd_convs2d(feature, [transformed], [bias])[0],
         lambda: F.conv2d(feature, weight, bias, padding=1),
     )
-    wanted = F.conv2d(feature.double(), weight.double(), bias.double(), padding=1)
-    errors = [float((side() - wanted).abs().max() / wanted.abs().max()) for side in sides]
+    expected = F.conv2d(feature.double(), weight.double(), bias.double(), padding=1)
+    errors = [float((side() - expected).abs().max() / expected.abs().max()) for side in sides]
     ratio = compare(*sides, rounds)
     place = f"{channels:4} {size[0]:4} x {size[1]:<4}"
     return f"{place} {ratio}; errors {errors[0]:.1e} {errors[1]:.1e}"
 
 
 def depthwise_rows(rounds: int) -> Iterator[str]:
-    """Forward and backward of each conv, then of all together."""
+    """Measure forward and backward of each conv, then of all together."""
     generator = torch.Generator().manual_seed(0)
     sides: list[tuple[Callable[[], object], Callable[[], object]]] = []
     for channels, side, size, stride in DEPTHWISE:
@@ -69,28 +69,29 @@ def depthwise_rows(rounds: int) -> Iterator[str]:
         weight = torch.randn(channels, 1, size, size, generator=generator).requires_grad_()
         slope = torch.randn_like(feature[..., ::stride, ::stride])
 
-        def ours(
+        def tested(
             f: Tensor = feature, w: Tensor = weight, g: Tensor = slope, s: int = stride
         ) -> object:
             return torch.autograd.grad(depthwise_conv2d(f, w, None, s, same=True), (f, w), g)
 
-        def timms(
+        def reference(
             f: Tensor = feature, w: Tensor = weight, g: Tensor = slope, s: int = stride
         ) -> object:
             return torch.autograd.grad(conv2d_same(f, w, None, (s, s), groups=len(w)), (f, w), g)
 
-        sides.append((ours, timms))
-        yield f"{channels:4} {side:3} {size} x {size} / {stride} {compare(ours, timms, rounds)}"
+        sides.append((tested, reference))
+        ratio = compare(tested, reference, rounds)
+        yield f"{channels:4} {side:3} {size} x {size} / {stride} {ratio}"
 
-    def each(which: int) -> None:
+    def run_all(which: int) -> None:
         for pair in sides:
             pair[which]()
 
-    yield f"all {compare(lambda: each(0), lambda: each(1), rounds)}"
+    yield f"all {compare(lambda: run_all(0), lambda: run_all(1), rounds)}"
 
 
 def network_row(name: str, rounds: int) -> str:
-    """A whole network, from prepared pixels to its outputs; codes, of few points, left out."""
+    """Measure a whole network, from prepared pixels to its outputs (without codes)."""
     if name.startswith("MEInst"):
         codec = PCACodec(60, 28).fit(torch.rand(200, 28, 28) > 0.5)
         names = tuple(f"class {n}" for n in range(80))

@@ -1,14 +1,14 @@
-"""From a decoded picture to run lengths: this project, the published way, and torchvision's models.
+"""From a decoded image to COCO RLE: this project, the published code, and torchvision's models.
 
     python benchmarks/inference.py [--rounds 5] [--rows shipped] [--no-int8]
 
-A 640 x 480 photograph, two threads, 100 detections on every side. `baseline` is this project's own
-parity path: torchvision's deformable conv, torch's plain convs, batch norms as they are, full-size
-pasting, pycocotools' run lengths; it stands for the published code. Published recipes have random
-weights, their class scores shifted so that as many candidates pass as in a real picture. Shipped
-models see a shorter side of 512, against eager as `meinst.load` gives it. All sides keep freed
-memory, as the command line does. The sides take turns; medians of the ratios and their range are
-printed. Needs `pip install '.[export,demo]'`.
+A 640 x 480 photograph, two threads, 100 detections each. `baseline` stands for the published code:
+this project's network with torchvision's deformable conv, torch's plain convs, batch norms that are
+not fused, full-size masks, and pycocotools' encoder. Published recipes have random weights, with
+class scores shifted so that as many candidates pass as in a real image. Shipped models run at a
+shorter side of 512 and are compared with `meinst.load(...).fuse()`. Freed memory is kept, as on the
+command line. Implementations are timed alternately; the median and range of the ratios are printed.
+Needs `pip install '.[export,demo]'`.
 """
 
 from __future__ import annotations
@@ -28,83 +28,88 @@ import numpy as np
 import torch
 from measure import compare, versions
 from PIL import Image
-from results import drawn_results, paste_and_encode
+from results import paste_and_encode, synthetic_results
 from torch import Tensor
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
+from meinst.cli.memory import keep_for_reuse
 from meinst.codecs import PCACodec
-from meinst.data.transforms import InputOptions, resize_image
+from meinst.data.transforms import ResizeOptions, resize_image
 from meinst.detections import Detections
 from meinst.detector import head, layers
-from meinst.detector.meinst import MEInst, Predictor
-from meinst.engine.checkpoint import build_model, load_model
-from meinst.engine.config import load_recipe
-from meinst.engine.memory import keep_for_reuse
+from meinst.detector.meinst import MEInst
+from meinst.detector.predictor import Predictor
+from meinst.models.checkpoint import build_model, load_model
+from meinst.models.recipe import load_recipe
+from meinst.ops import conv2d
 
 DETECTIONS, CANDIDATES, CLASSES = 100, 2000, 80
 
 
 def photograph(width: int = 640, height: int = 480) -> np.ndarray:
-    """A real photograph that scikit-image ships, ``(H, W, 3)`` uint8."""
+    """A photograph from scikit-image, ``(H, W, 3)`` uint8."""
     from skimage import data
 
     return np.asarray(Image.fromarray(data.astronaut()).resize((width, height)))
 
 
 def published_model(recipe_name: str, picture: np.ndarray) -> MEInst:
-    """A recipe's network with random weights that finds 100 objects in the picture."""
+    """A recipe's network with random weights that detects 100 objects in the picture."""
     recipe = load_recipe(recipe_name)
     torch.manual_seed(0)
-    masks = drawn_results(800, 800)[0].repeat(2, 1, 1) > torch.rand(200, 1, 1) * 0.8
+    masks = synthetic_results(800, 800)[0].repeat(2, 1, 1) > torch.rand(200, 1, 1) * 0.8
     codec = PCACodec(recipe.codec.n_components, recipe.codec.mask_size).fit(masks)
     names = tuple(f"class {n}" for n in range(CLASSES))
     model = build_model(names, recipe, codec).eval()
     with torch.no_grad():
-        pixels = torch.from_numpy(resize_image(picture, model.image_size)).permute(2, 0, 1)
+        pixels = torch.from_numpy(resize_image(picture, model.resize_options)).permute(2, 0, 1)
         outputs = model([pixels])
-        # Boxes of some strides; as many class scores above the threshold as in a real picture.
+        # Make boxes some strides wide, and as many candidates as in a real image.
         model.head.boxes.bias += 3.0  # type: ignore[operator]
         model.head.logits.weight *= 40.0
         outputs = model([pixels])
         least = outputs.logits.flatten().topk(CANDIDATES).values[-1]
-        wanted = np.log(0.05 / 0.95)
-        model.head.logits.bias += wanted - least  # type: ignore[operator]
+        threshold = np.log(0.05 / 0.95)
+        model.head.logits.bias += threshold - least  # type: ignore[operator]
     model.selection = replace(model.selection, score_threshold=0.0, max_detections=DETECTIONS)
     return model
 
 
 @contextmanager
-def published_way() -> Iterator[None]:
-    """Torchvision's deformable conv, torch's plain convs, and the codes of all points."""
+def published_code() -> Iterator[None]:
+    """Use torchvision's deformable conv and torch's convs, and compute the codes of all points."""
 
-    def theirs(feature: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
+    def torchvision_conv(
+        feature: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None
+    ) -> Tensor:
         result: Tensor = torchvision_deform_conv2d(feature, offset, weight, padding=1, mask=mask)
         return result
 
-    never = patch.object(layers, "_FAST_TILES", sys.maxsize)
-    all_convs = patch.object(layers, "_FEW_OUTPUTS", 0)
-    codes = patch.object(head.Head, "_codes", lambda self, maps: head._everywhere(self.codes, maps))
-    with patch.object(layers, "_deform_conv", theirs), never, all_convs, codes:
+    on_demand = head.CodesOnDemand
+    with (
+        patch.object(layers, "_deform_conv2d", torchvision_conv),
+        patch.object(layers, "_FAST_TILES", sys.maxsize),
+        patch.object(conv2d, "_FEW_OUTPUTS", 0),
+        patch.object(head, "CodesOnDemand", lambda conv, maps: on_demand(conv, maps).dense()),
+    ):
         yield
 
 
 def to_rle(model: Predictor, picture: np.ndarray) -> Callable[[], Any]:
-    """Our way: compact detections, run lengths inside their boxes."""
+    """Compact detections, encoded inside their boxes."""
     return lambda: model.predict(picture).rle()
 
 
-def ready(model: MEInst) -> MEInst:
-    """A copy as `meinst.load` gives it."""
-    model = copy.deepcopy(model)
-    model.backbone.fold_norms()
-    return model
+def fused(model: MEInst) -> MEInst:
+    """A fused copy."""
+    return copy.deepcopy(model).fuse()
 
 
 def baseline(model: MEInst, picture: np.ndarray) -> Callable[[], Any]:
-    """The published way."""
+    """Inference as in the published code."""
 
     def run() -> None:
-        with published_way():
+        with published_code():
             found: Detections = model.predict(picture)
         paste_and_encode(found.soft_masks(), found.boxes, *found.image_size)
 
@@ -112,17 +117,17 @@ def baseline(model: MEInst, picture: np.ndarray) -> Callable[[], Any]:
 
 
 def torch_convs(model: MEInst, picture: np.ndarray) -> Callable[[], Any]:
-    """Our way but for the convs and norms, which are torch's."""
+    """Inference with torch's convs and norms, but with compact detections."""
 
     def run() -> None:
-        with published_way():
+        with published_code():
             model.predict(picture).rle()
 
     return run
 
 
 def torchvision_model(name: str, picture: np.ndarray) -> Callable[[], Any]:
-    """A torchvision detector of random weights that keeps 100 detections, with run lengths."""
+    """A torchvision detector of random weights that keeps 100 detections, with encoding."""
     from pycocotools import mask as coco_mask
     from torchvision.models import detection
 
@@ -143,9 +148,9 @@ def torchvision_model(name: str, picture: np.ndarray) -> Callable[[], Any]:
 
 
 def exported(model: MEInst, folder: Path, pictures: list[np.ndarray] | None = None) -> Predictor:
-    """The model in OpenVINO; in 8 bits if there are pictures to calibrate it with."""
-    from meinst.engine.export import export_model
-    from meinst.engine.runtime import load_exported
+    """The model in OpenVINO; in 8 bits if pictures for calibration are given."""
+    from meinst.export.export import export_model
+    from meinst.models.exported import load_exported
 
     export_model(model, folder, calibration=pictures)
     found = load_exported(folder)
@@ -154,12 +159,12 @@ def exported(model: MEInst, folder: Path, pictures: list[np.ndarray] | None = No
 
 
 def published_rows(picture: np.ndarray, rounds: int, int8: bool) -> None:
-    """The recipes in random weights, eager and exported, against the published way."""
+    """Compare recipes with random weights, eager and exported, with the published code."""
     for name in ("MEInst_R_50_1x", "MEInst_R_50_1x_none"):
         model = published_model(name, picture)
         print(f"{name}: {len(model.predict(picture))} detections", flush=True)
         plain = baseline(model, picture)
-        eager = ready(model)
+        eager = fused(model)
         print(
             "  eager against baseline:", compare(to_rle(eager, picture), plain, rounds), flush=True
         )
@@ -177,12 +182,12 @@ def published_rows(picture: np.ndarray, rounds: int, int8: bool) -> None:
 
 
 def shipped_rows(picture: np.ndarray, rounds: int, int8: bool) -> None:
-    """The shipped models, exported, against eager."""
+    """Compare the shipped models, eager and exported."""
     for name in ("nuclei", "photos"):
         model = load_model(name)
         model.selection = replace(model.selection, score_threshold=0.0)
-        model.image_size = InputOptions(512, 1333)
-        eager = ready(model)
+        model.resize_options = ResizeOptions(512, 1333)
+        eager = fused(model)
         plain = torch_convs(model, picture)
         print(
             f"{name}: eager against torch's convs:", compare(to_rle(eager, picture), plain, rounds)
@@ -201,7 +206,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", choices=("shipped", "published", "all"), default="all")
-    parser.add_argument("--no-int8", action="store_true", help="leave the quantised rows out")
+    parser.add_argument("--no-int8", action="store_true", help="leave out the quantized rows")
     options = parser.parse_args()
     torch.set_num_threads(2)
     keep_for_reuse()

@@ -1,14 +1,14 @@
-"""The peer in accuracy: torchvision's Mask R-CNN on the same backbone, trained by the clock.
+"""The peer in accuracy: torchvision's Mask R-CNN with the same backbone and training time.
 
     cd benchmarks
     python maskrcnn.py nuclei ../../shared/data/nuclei --minutes 25 --output /tmp/peer
 
-EfficientNet-Lite0 with ImageNet weights, a pyramid of 128 channels at strides 4 to 32, two-layer
-box head, four-conv mask head; `nuclei` and `photos` name sizes, anchors and limits. Measured by
-this project's own ruler: masks pasted from 28 x 28 values by `meinst.ops.paste`, AP by
-`meinst.engine.evaluate`. The output folder gets the moving average of the weights
-(`ema.safetensors`) and `metrics.json`; until then `last.pt`, from which the same command with
-`--resume` goes on where the run was broken off. Needs `pip install '.[train]'`.
+EfficientNet-Lite0 with ImageNet weights, a pyramid of 128 channels at strides 4 to 32, a box head
+of two layers, a mask head of four convs; `nuclei` and `photos` select sizes, anchors and limits.
+As for this project's models, masks of 28 x 28 values are pasted by `meinst.ops.paste` and AP is
+computed by `meinst.data.metrics`. The output folder gets the moving average of the weights
+(`ema.safetensors`) and `metrics.json`. During training it contains `last.pt`, from which the same
+command with `--resume` continues. Needs `pip install '.[train]'`.
 """
 
 from __future__ import annotations
@@ -36,65 +36,70 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.models.detection import MaskRCNN, anchor_utils, faster_rcnn, mask_rcnn, transform
 from torchvision.ops import MultiScaleRoIAlign, masks_to_boxes
 
+from meinst.cli.memory import keep_for_reuse
 from meinst.data import transforms
-from meinst.data.batch import DrawSampler, collate
 from meinst.data.coco import CocoData, ImageRecord, read_coco
+from meinst.data.ground_truth import ground_truth
 from meinst.data.images import Pixels, load_image
+from meinst.data.metrics import coco_metrics
 from meinst.data.shapes import Bitmap, Instances
-from meinst.data.transforms import AugmentOptions, Geometry, InputOptions
+from meinst.data.training_dataset import ResumableSampler, collate
+from meinst.data.transforms import AugmentOptions, Geometry, ResizeOptions
 from meinst.detector.backbone import LITE0, Backbone, load_imagenet_weights
 from meinst.detector.fpn import FPN
-from meinst.engine.config import OptimizerOptions
-from meinst.engine.evaluate import coco_metrics, ground_truth
-from meinst.engine.memory import keep_for_reuse
-from meinst.engine.schedule import make_optimizer
 from meinst.files import write_atomically
+from meinst.models.recipe import OptimizerOptions
 from meinst.ops.paste import soft_masks_to_rle
 from meinst.ops.rasterize import rasterize_polygons
+from meinst.training.schedule import make_optimizer
 
 CHANNELS, NORM_GROUPS, LEVELS = 128, 32, ["0", "1", "2", "3"]
 BATCH, WARMUP, FINAL_FACTOR, EMA_DECAY = 2, 80, 0.01, 0.995
 OPTIMIZER = OptimizerOptions(lr=4e-4, backbone_lr_factor=0.5, weight_decay=0.02, clip_norm=5.0)
 ENDLESS, NOWHERE = 10**9, np.zeros((0, 4))
-KEPT, KEEP_EVERY = "last.pt", 200  # what a broken run resumes from; updates
-SAME = ("setting", "data", "minutes", "images", "seed", "bfloat16")  # in a resumed run
+STATE, SAVE_EVERY = "last.pt", 200  # file to resume from, and updates between two saves
+SAME = ("setting", "data", "minutes", "images", "seed", "bfloat16")  # must not change when resuming
 
 Truth = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs between the data sets; sides are in pixels of the network's input."""
+    """Settings of a data set; sides are in pixels of the network's input."""
 
     anchors: tuple[int, int, int, int]  # side on each level
     rois: int  # sampled in a training image
     proposals: int
-    limits: Sequence[int]  # detections of an image at which AP is measured, greatest first
-    test_size: InputOptions
-    longer_sides: tuple[int, int] | None  # drawn between these in training; see below
+    limits: Sequence[int]  # limits of detections per image for AP, largest first
+    test_size: ResizeOptions
+    longer_sides: tuple[int, int] | None  # range of the longer side in training, see below
     augment: AugmentOptions
 
-    def draw_size(self, height: int, width: int, generator: torch.Generator) -> InputOptions:
-        """To what size a training image is brought, before a window is cut out."""
-        draw = float(torch.rand((), generator=generator, dtype=torch.float64))
+    def sample_size(self, height: int, width: int, generator: torch.Generator) -> ResizeOptions:
+        """Sample the size to which a training image is resized before it is cropped."""
+        share = float(torch.rand((), generator=generator, dtype=torch.float64))
         if self.longer_sides is not None:
             shortest, longest = self.longer_sides
-            side = shortest + int(draw * (longest - shortest + 1))
-            return InputOptions(side, side)
-        side = max(min(height, width), self.test_size.shorter_side)  # enlarged, never shrunk
-        return InputOptions(round(side * 0.7 * (1.3 / 0.7) ** draw), ENDLESS)
+            side = shortest + int(share * (longest - shortest + 1))
+            return ResizeOptions(side, side)
+        side = max(
+            min(height, width), self.test_size.shorter_side
+        )  # images are enlarged, never shrunk
+        return ResizeOptions(round(side * 0.7 * (1.3 / 0.7) ** share), ENDLESS)
 
 
 SIDES, FLIP = (320, 480), AugmentOptions(horizontal_flip=0.5)
 CROP = AugmentOptions(crop_size=384, horizontal_flip=0.5, vertical_flip=0.5, transpose=0.5)
 SETTINGS = {
-    "nuclei": Setting((10, 24, 60, 150), 192, 600, [300, 100], InputOptions(512, 1333), None, CROP),
-    "photos": Setting((32, 90, 220, 512), 128, 300, [100], InputOptions(480, 480), SIDES, FLIP),
+    "nuclei": Setting(
+        (10, 24, 60, 150), 192, 600, [300, 100], ResizeOptions(512, 1333), None, CROP
+    ),
+    "photos": Setting((32, 90, 220, 512), 128, 300, [100], ResizeOptions(480, 480), SIDES, FLIP),
 }
 
 
 class Pyramid(nn.Module):
-    """Backbone and pyramid, as torchvision's detectors take them."""
+    """Backbone and pyramid with the interface of torchvision's detectors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +111,7 @@ class Pyramid(nn.Module):
     def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
         """Pyramid levels of normalised images ``(B, 3, H, W)``, finest first, float32."""
         levels = self.fpn(self.backbone(pixels.contiguous(memory_format=torch.channels_last)))
-        # Anchors get the type of the maps; bfloat16 does not tell pixels above 256 apart.
+        # Anchors take the type of the maps, and bfloat16 cannot represent all pixels above 256.
         return OrderedDict(zip(LEVELS, (level.float() for level in levels), strict=True))
 
 
@@ -129,11 +134,11 @@ def build(setting: Setting, classes: int) -> MaskRCNN:
         mask_head=mask_rcnn.MaskRCNNHeads(CHANNELS, (CHANNELS,) * 4, 1),
         mask_predictor=mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, classes + 1),
     )
-    # Normalises and pads; images come in the size wanted, masks (N, 1, 28, 28) stay what they are.
+    # Normalise and pad only: images are already resized, and masks stay (N, 1, 28, 28).
     model.transform = transform.GeneralizedRCNNTransform(0, 0, [127 / 255] * 3, [128 / 255] * 3)
     model.transform.resize = lambda image, target: (image, target)
     model.transform.postprocess = lambda result, _shapes, _original_sizes: result
-    # Under autocast too, boxes, losses and scores are made in float32.
+    # Compute boxes, losses and scores in float32 under autocast too.
     for module in (model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor):
         module.register_forward_hook(lambda _module, _inputs, outputs: _in_float32(outputs))
     return model.to(memory_format=torch.channels_last)
@@ -145,20 +150,20 @@ def _in_float32(outputs: Any) -> Any:
     return type(outputs)(_in_float32(output) for output in outputs)
 
 
-class Draws(Dataset[tuple[Tensor, Truth]]):
-    """Augmented training images with full-size masks; draw ``k`` depends on ``k`` and the seed."""
+class TrainingImages(Dataset[tuple[Tensor, Truth]]):
+    """Augmented images with full-size masks; sample ``k`` depends only on ``k`` and the seed."""
 
     def __init__(self, data: CocoData, setting: Setting, seed: int) -> None:
         self._data, self._setting, self._seed = data, setting, seed
 
-    def __getitem__(self, draw: int) -> tuple[Tensor, Truth]:
+    def __getitem__(self, number: int) -> tuple[Tensor, Truth]:
         """Image ``(3, H, W)`` uint8 RGB and its instances."""
-        epoch, place = divmod(draw, len(self._data))
+        epoch, place = divmod(number, len(self._data))
         order = torch.randperm(len(self._data), generator=_generator(self._seed, 0, epoch))
         record, instances = (x[order[place]] for x in (self._data.images, self._data.instances))
-        generator, sides = _generator(self._seed, 1, draw), (record.height, record.width)
-        size, augment = self._setting.draw_size(*sides, generator), self._setting.augment
-        # The window looks for no instance.
+        generator, sides = _generator(self._seed, 1, number), (record.height, record.width)
+        size, augment = self._setting.sample_size(*sides, generator), self._setting.augment
+        # Crops are not aligned to instances.
         geometry = transforms.sample_geometry(*sides, NOWHERE, size, augment, generator)
         pixels = geometry.image(_load(record)).transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(pixels)), truth_of(instances, geometry)
@@ -175,21 +180,21 @@ def _load(record: ImageRecord) -> Pixels:
 
 
 def truth_of(instances: Instances, geometry: Geometry) -> Truth:
-    """Boxes, labels from 1 and masks ``(G, H, W)`` uint8 of the instances that a window shows.
+    """Boxes, labels from 1 and masks ``(G, H, W)`` uint8 of the instances in a crop.
 
-    Crowds and masks without a pixel are left out; what the window cuts gets its mask's box.
+    Crowds and empty masks are left out; an instance cut by the crop gets the box of its mask.
     """
     x1, y1, x2, y2 = geometry.window
     low, high = instances.boxes[:, :2], instances.boxes[:, 2:]
-    seen = ((low < (x2, y2)) & (high > (x1, y1))).all(1) & ~instances.crowd
-    instances = instances.select(np.flatnonzero(seen))
-    every = mapped_masks(instances, geometry)
-    filled = np.flatnonzero(every.any((1, 2)))
-    instances, masks = instances.select(filled), torch.from_numpy(every[filled])
+    visible = ((low < (x2, y2)) & (high > (x1, y1))).all(1) & ~instances.crowd
+    instances = instances.select(np.flatnonzero(visible))
+    mapped = mapped_masks(instances, geometry)
+    filled = np.flatnonzero(mapped.any((1, 2)))
+    instances, masks = instances.select(filled), torch.from_numpy(mapped[filled])
     low, high = instances.boxes[:, :2], instances.boxes[:, 2:]
     whole = torch.from_numpy(((low >= (x1, y1)) & (high <= (x2, y2))).all(1, keepdims=True))
-    seen_boxes = masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # ends excluded
-    boxes = torch.where(whole, torch.from_numpy(geometry.boxes(instances.boxes)), seen_boxes)
+    tight = masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # ends excluded
+    boxes = torch.where(whole, torch.from_numpy(geometry.boxes(instances.boxes)), tight)
     labels = torch.from_numpy(instances.labels) + 1
     return {"boxes": boxes.float(), "labels": labels, "masks": masks}
 
@@ -197,7 +202,8 @@ def truth_of(instances: Instances, geometry: Geometry) -> Truth:
 def mapped_masks(instances: Instances, geometry: Geometry) -> NDArray[np.uint8]:
     """Masks on the network's input, ``(G, H, W)`` of 0 and 1.
 
-    Bitmaps are resampled as the image is and cut at one half; polygons are mapped, then rasterised.
+    Bitmaps are resampled like the image and thresholded at one half; polygons are mapped, then
+    rasterised.
     """
     height, width = geometry.size[::-1] if geometry.transpose else geometry.size
     side = max(height, width)
@@ -216,18 +222,20 @@ def mapped_masks(instances: Instances, geometry: Geometry) -> NDArray[np.uint8]:
 
 
 def lr_factor(update: int, progress: float) -> float:
-    """Linear warm-up over updates, cosine over the budget: ``progress`` is 0 to 1."""
+    """Linear warm-up over updates, then a cosine over ``progress``, 0 to 1."""
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return min(1.0, (update + 1) / WARMUP) * (FINAL_FACTOR + (1 - FINAL_FACTOR) * cosine)
 
 
 def train(
-    model: MaskRCNN, draws: Draws, options: argparse.Namespace
+    model: MaskRCNN, dataset: TrainingImages, options: argparse.Namespace
 ) -> tuple[nn.Module, int, float]:
-    """Train to the budget's end: the moving average in evaluation mode, images seen, seconds.
+    """Train until the budget is used; the state is saved regularly for ``--resume``.
 
-    Every few updates all of it is kept in a file; with ``--resume`` it goes on from there, with the
-    same draws, and with the clock at what it showed then.
+    A resumed run uses the same samples, and the elapsed time continues from the saved value.
+
+    Returns:
+        The moving average in evaluation mode, the number of images, and the seconds.
     """
     rest = (model.backbone.fpn, model.rpn, model.roi_heads)
     optimizer = make_optimizer(model.backbone.backbone, rest, OPTIMIZER)
@@ -235,24 +243,26 @@ def train(
     average = copy.deepcopy(model).eval()
     averages, weights = list(average.parameters()), list(model.parameters())
     model.train()
-    sums: Counter[str] = Counter()  # since the last line
+    sums: Counter[str] = Counter()  # since the last printed line
     images = update = 0
     start = last = time.perf_counter()
     parts = {"model": model, "average": average, "optimizer": optimizer}
     chosen = {name: str(getattr(options, name)) for name in SAME}
     state = None
     if options.resume:
-        state = torch.load(options.output / KEPT, weights_only=True)
+        state = torch.load(options.output / STATE, weights_only=True)
         if state["chosen"] != chosen:
-            raise ValueError(f"{options.output}: begun with {state['chosen']}, not {chosen}.")
+            raise ValueError(f"{options.output}: started with {state['chosen']}, not {chosen}.")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         update, images, start = state["update"], state["images"], start - state["seconds"]
-    elif (options.output / KEPT).exists():
-        raise ValueError(f"{options.output}: holds a run broken off; --resume it, or remove it.")
-    sampler = DrawSampler(ENDLESS, start=images)
-    loader = DataLoader(draws, BATCH, sampler=sampler, num_workers=1, collate_fn=collate)
-    batches: Iterator[tuple[list[Tensor], list[Truth]]] = iter(loader)  # takes a random number
+    elif (options.output / STATE).exists():
+        raise ValueError(
+            f"{options.output} contains an unfinished run: use --resume, or remove it."
+        )
+    sampler = ResumableSampler(ENDLESS, start=images)
+    loader = DataLoader(dataset, BATCH, sampler=sampler, num_workers=1, collate_fn=collate)
+    batches: Iterator[tuple[list[Tensor], list[Truth]]] = iter(loader)  # uses a random number
     if state is not None:
         torch.set_rng_state(state["generator"])
     while True:
@@ -273,27 +283,27 @@ def train(
         torch.nn.utils.clip_grad_norm_(weights, OPTIMIZER.clip_norm)
         optimizer.step()
         update, images = update + 1, images + len(pixels)
-        with torch.no_grad():  # the first updates hold on to less, as in this project's training
+        with torch.no_grad():  # the first updates keep less of the average, as in meinst.training
             kept = min(EMA_DECAY, (1 + update) / (10 + update))
             torch._foreach_lerp_(averages, weights, 1 - kept)
         values = {name: loss.item() for name, loss in losses.items()}
         sums.update({"images": len(pixels), "updates": 1, **values})
         if update % 50 == 0 or update == 1:
-            pace = (time.perf_counter() - last) / sums["images"]
+            speed = (time.perf_counter() - last) / sums["images"]
             means = ", ".join(f"{name} {sums[name] / sums['updates']:.3f}" for name in losses)
-            print(f"update {update}, {images} images: {means}; {pace:.3f} s/image", flush=True)
+            print(f"update {update}, {images} images: {means}; {speed:.3f} s/image", flush=True)
             sums, last = Counter(), time.perf_counter()
-        if update % KEEP_EVERY == 0:
+        if update % SAVE_EVERY == 0:
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"update": update, "images": images, "seconds": time.perf_counter() - start}
             state |= {"generator": torch.get_rng_state(), "chosen": chosen}
             torch.save(state, buffer := io.BytesIO())
-            write_atomically(options.output / KEPT, buffer.getvalue())
+            write_atomically(options.output / STATE, buffer.getvalue())
 
 
 @torch.inference_mode()
-def find(model: nn.Module, image: Pixels, size: InputOptions) -> list[tuple[Any, ...]]:
-    """Score, label from 1, box and run lengths of each detection, in pixels of the image."""
+def find(model: nn.Module, image: Pixels, size: ResizeOptions) -> list[tuple[Any, ...]]:
+    """Score, label from 1, box and RLE of each detection, in pixels of the image."""
     resized = transforms.resize_image(image, size)
     found = model([torch.from_numpy(resized).permute(2, 0, 1).float() / 255])[0]
     height, width = image.shape[:2]
@@ -306,10 +316,10 @@ def find(model: nn.Module, image: Pixels, size: InputOptions) -> list[tuple[Any,
 
 
 def measure(
-    model: nn.Module, data: CocoData, setting: Setting, most: int | None
-) -> tuple[dict[str, Any], float]:
-    """Metrics by limit on the first ``most`` images, and seconds for an image once it is read."""
-    records, truth = data.images[:most], ground_truth(data)
+    model: nn.Module, data: CocoData, setting: Setting, count: int | None
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """Metrics by limit on the first ``count`` images, and seconds per image without reading it."""
+    records, truth = data.images[:count], ground_truth(data)
     ids = {record.id for record in records}
     for entries, key in (("images", "id"), ("annotations", "image_id")):
         truth[entries] = [entry for entry in truth[entries] if entry[key] in ids]
@@ -324,29 +334,34 @@ def measure(
         for score, label, box, mask in found:
             result = {"image_id": record.id, "category_id": data.category_ids[label - 1]}
             results.append({**result, "score": score, "bbox": box, "segmentation": mask})
-    metrics = {str(limit): coco_metrics(truth, results, limit) for limit in setting.limits}
+    metrics = {}
+    for limit in setting.limits:
+        summary = coco_metrics(truth, results, limit)
+        metrics[str(limit)] = {"bbox": summary.bbox.to_dict(), "segm": summary.segm.to_dict()}
     return metrics, seconds / len(records)
 
 
 def main() -> None:
-    """Train, save, measure."""
+    """Train, save and evaluate."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("setting", choices=SETTINGS)
     parser.add_argument("data", type=Path, help="folder of train/, val/ and annotations/")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=float, help="of training, by the clock")
-    budget.add_argument("--images", type=int, help="to train on, each time counted")
+    budget.add_argument("--minutes", type=float, help="minutes of training")
+    budget.add_argument("--images", type=int, help="number of training samples")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--resume", action="store_true", help="go on with a run broken off")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision in training")
-    parser.add_argument("--limit-images", type=int, help="measure on the first few images only")
+    parser.add_argument("--limit-images", type=int, help="evaluate on the first few images only")
     options = parser.parse_args()
     keep_for_reuse()  # as `meinst train` does
     torch.set_num_threads(2)
-    torch.manual_seed(options.seed)  # weights, and torchvision's choice of anchors and RoIs
+    torch.manual_seed(
+        options.seed
+    )  # initial weights, and torchvision's sampling of anchors and RoIs
     print(versions("meinst", "torch", "torchvision", "timm"), f"{torch.get_num_threads()} threads")
 
     setting, notes = SETTINGS[options.setting], options.data / "annotations"
@@ -354,27 +369,29 @@ def main() -> None:
     validation = read_coco(notes / "val.json", options.data / "val")
     assert training.category_ids == validation.category_ids
     model = build(setting, len(training.class_names))
-    average, images, seconds = train(model, Draws(training, setting, options.seed), options)
+    average, images, seconds = train(
+        model, TrainingImages(training, setting, options.seed), options
+    )
     state = {name: tensor.contiguous() for name, tensor in average.state_dict().items()}
     write_atomically(options.output / "ema.safetensors", save(state))
-    metrics, pace = measure(average, validation, setting, options.limit_images)
+    metrics, latency = measure(average, validation, setting, options.limit_images)
     found = {
         "images": images,
         "minutes": seconds / 60,
         "seconds_per_training_image": seconds / images,
-        "seconds_per_inference_image": pace,
+        "seconds_per_inference_image": latency,
         "parameters": sum(weight.numel() for weight in average.parameters()),
         "options": {name: str(value) for name, value in vars(options).items()},
         "setting": asdict(setting),
     }
     print(found)
-    for limit, kinds in metrics.items():
-        for kind, summary in kinds.items():
+    for limit, by_kind in metrics.items():
+        for kind, summary in by_kind.items():
             shown = {name: summary[name] for name in summary if name != "per_class"}
             print(f"at most {limit} detections, {kind}:", shown)
     content = json.dumps({**found, "metrics": metrics}, indent=2)
     write_atomically(options.output / "metrics.json", content.encode())
-    (options.output / KEPT).unlink(missing_ok=True)
+    (options.output / STATE).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: taking turns, medians of ratios, versions, peak memory."""
+"""Helpers of the benchmarks: alternating measurements, ratios, versions, peak memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def versions(*packages: str) -> str:
-    """The machine and the packages' versions, for the head of a table."""
+    """The machine and the versions of packages, as the heading of a table."""
     found = ", ".join(f"{name} {version(name)}" for name in packages)
     return (
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {found}"
@@ -29,43 +29,43 @@ def seconds(run: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster one side is.
+    """Times of two implementations, measured alternately.
 
     Attributes:
-        speedups: their seconds by ours, round by round.
-        ours: our seconds.
-        theirs: their seconds.
+        speedups: for each round, the time of the reference divided by that of the tested one.
+        tested: seconds of the tested implementation.
+        reference: seconds of the reference.
     """
 
     speedups: Sequence[float]
-    ours: Sequence[float]
-    theirs: Sequence[float]
+    tested: Sequence[float]
+    reference: Sequence[float]
 
     def __str__(self) -> str:
         low, high = min(self.speedups), max(self.speedups)
         return (
             f"{statistics.median(self.speedups):.2f} x ({low:.2f} to {high:.2f}; "
-            f"{statistics.median(self.ours):.4g} s against {statistics.median(self.theirs):.4g} s, "
-            f"{len(self.speedups)} rounds)"
+            f"{statistics.median(self.tested):.4g} s against "
+            f"{statistics.median(self.reference):.4g} s, {len(self.speedups)} rounds)"
         )
 
 
-def compare(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> Ratio:
-    """Time both sides in turns, since the machine's speed drifts.
+def compare(tested: Callable[[], Any], reference: Callable[[], Any], rounds: int) -> Ratio:
+    """Time two implementations alternately, since the machine's speed drifts.
 
-    With more than one round each side is called once before, untimed.
+    With more than one round, each is first called once without timing.
     """
     if rounds > 1:
-        ours()
-        theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
-    mine, other = zip(*pairs, strict=True)
-    return Ratio([their / our for our, their in pairs], mine, other)
+        tested()
+        reference()
+    pairs = [(seconds(tested), seconds(reference)) for _ in range(rounds)]
+    times = tuple(zip(*pairs, strict=True))
+    return Ratio([slow / fast for fast, slow in pairs], *times)
 
 
 def peak_memory(run: Callable[[], Any]) -> float:
-    """Peak resident memory during a call above that before it, in MB (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+    """Peak resident memory during a call minus the memory before it, in MB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     run()
     return (_status("VmHWM") - before) / 1000

@@ -1,10 +1,10 @@
-"""From soft masks to COCO run lengths, beside pasting and encoding, in the same run.
+"""Converting soft masks to COCO RLE, compared with pasting and encoding in the same run.
 
     python benchmarks/results.py
 
-The peer does as Detectron2 does on a CPU: each mask is sampled with `grid_sample` over the pixels
-of its box, written into a full-size boolean picture, and encoded by pycocotools. One hundred drawn
-detections in pictures of 800 x 1333; memory at 2160 x 3840.
+The reference works like Detectron2 on a CPU: each mask is sampled with `grid_sample` at the pixels
+of its box, written into a full-size boolean mask, and encoded by pycocotools. 100 synthetic
+detections in images of 800 x 1333; memory is measured at 2160 x 3840.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from meinst.ops.paste import soft_masks_to_rle
 COUNT, SIDE = 100, 28
 
 
-def drawn_results(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Soft masks ``(N, S, S)`` of tilted ellipses, and boxes ``(N, 4)``, from a seed."""
+def synthetic_results(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Soft masks ``(N, S, S)`` of rotated ellipses, and boxes ``(N, 4)``; always the same."""
     generator = torch.Generator().manual_seed(0)
 
-    def draw(low: float, high: float) -> Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return torch.rand(COUNT, 1, 1, generator=generator) * (high - low) + low
 
     grid = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
-    tilt, long, short = draw(0, 3.14), draw(0.7, 1.0), draw(0.3, 0.7)
-    u = tilt.cos() * grid + tilt.sin() * grid[:, None]
-    v = tilt.cos() * grid[:, None] - tilt.sin() * grid
+    angle, long, short = uniform(0, 3.14), uniform(0.7, 1.0), uniform(0.3, 0.7)
+    u = angle.cos() * grid + angle.sin() * grid[:, None]
+    v = angle.cos() * grid[:, None] - angle.sin() * grid
     soft = (12 * (1 - (u / long) ** 2 - (v / short) ** 2)).sigmoid()
-    sides = torch.cat((draw(0.03, 0.4) * width, draw(0.03, 0.5) * height), dim=2)[:, 0]  # (N, 2)
-    spare = torch.tensor([width, height]) - sides
-    corners = torch.rand(COUNT, 2, generator=generator) * spare
+    sides = torch.cat((uniform(0.03, 0.4) * width, uniform(0.03, 0.5) * height), dim=2)[
+        :, 0
+    ]  # (N, 2)
+    room = torch.tensor([width, height]) - sides
+    corners = torch.rand(COUNT, 2, generator=generator) * room
     return soft, torch.cat((corners, corners + sides), dim=1)
 
 
@@ -54,7 +56,7 @@ def paste(soft: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def paste_and_encode(soft: Tensor, boxes: Tensor, height: int, width: int) -> list[dict]:
-    """Run lengths by way of full-size masks."""
+    """COCO RLE computed from full-size masks."""
     masks = paste(soft, boxes, height, width).numpy()
     return [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
 
@@ -64,26 +66,26 @@ def main() -> None:
     torch.set_num_threads(2)
     print(versions("meinst", "torch", "numpy", "numba", "pycocotools"))
     height, width = 800, 1333
-    soft, boxes = drawn_results(height, width)
-    ours = soft_masks_to_rle(soft, boxes, (height, width))
-    theirs = paste_and_encode(soft, boxes, height, width)
-    equal = sum(a["counts"] == b["counts"].decode() for a, b in zip(ours, theirs, strict=True))
-    print(f"{COUNT} masks at {height} x {width}, equal run lengths: {equal}")
+    soft, boxes = synthetic_results(height, width)
+    found = soft_masks_to_rle(soft, boxes, (height, width))
+    expected = paste_and_encode(soft, boxes, height, width)
+    equal = sum(a["counts"] == b["counts"].decode() for a, b in zip(found, expected, strict=True))
+    print(f"{COUNT} masks at {height} x {width}; equal RLE: {equal}")
     ratio = compare(
         lambda: soft_masks_to_rle(soft, boxes, (height, width)),
         lambda: paste_and_encode(soft, boxes, height, width),
         rounds=15,
     )
-    print("soft masks to run lengths:", ratio)
+    print("soft masks to RLE:", ratio)
 
     height, width = 2160, 3840
-    soft, boxes = drawn_results(height, width)
+    soft, boxes = synthetic_results(height, width)
     soft_masks_to_rle(soft, boxes, (height, width))
-    ours_mb = peak_memory(lambda: soft_masks_to_rle(soft, boxes, (height, width)))
-    theirs_mb = COUNT * height * width / 1e6
+    peak = peak_memory(lambda: soft_masks_to_rle(soft, boxes, (height, width)))
+    dense = COUNT * height * width / 1e6
     print(
-        f"peak memory at {height} x {width}: {ours_mb:.1f} MB against {theirs_mb:.0f} MB of "
-        f"full-size boolean masks: {theirs_mb / max(ours_mb, 0.1):.0f} x less"
+        f"peak memory at {height} x {width}: {peak:.1f} MB against {dense:.0f} MB of full-size "
+        f"boolean masks: {dense / max(peak, 0.1):.0f} x less"
     )
 
 

@@ -1,10 +1,11 @@
-"""Training with this project's deformable conv and with torchvision's, in the same run.
+"""Training with this project's deformable conv, compared with torchvision's in the same run.
 
     python benchmarks/training.py [--recipe MEInst_R_50_1x] [--size 800 1088] [--bfloat16]
 
-First one conv of 256 channels on a map of 100 x 136, forward and backward, beside a plain conv too;
-then whole training steps (forward, losses, backward, update) of two images with drawn instances,
-from random weights. The sides take turns; medians of the ratios and their range are printed.
+First, one conv of 256 channels on a map of 100 x 136, forward and backward, also compared with a
+plain conv; then whole training steps (forward, losses, backward, update) of two images with
+synthetic instances, from random weights. Both are timed alternately; the median and range of the
+ratios are printed.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ from meinst.codecs import PCACodec
 from meinst.detector import layers
 from meinst.detector.losses import compute_losses
 from meinst.detector.meinst import MEInst
-from meinst.engine.checkpoint import build_model
-from meinst.engine.config import Recipe, load_recipe
-from meinst.engine.schedule import make_optimizer
+from meinst.models.checkpoint import build_model
+from meinst.models.recipe import Recipe, load_recipe
 from meinst.ops.deform_conv import deform_conv2d
+from meinst.training.schedule import make_optimizer
 from meinst.types import Target
 
-IMAGES, INSTANCES, CLASSES, SIDE = 2, 8, 80, 28  # COCO has 7.3 instances an image
+IMAGES, INSTANCES, CLASSES, SIDE = 2, 8, 80, 28  # COCO has 7.3 instances per image
 CHANNELS, ROWS, COLUMNS = 256, 100, 136  # of the head's finest level at 800 x 1088
 
 
-def theirs(feature: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The operator of torchvision, called as the project's own."""
+def torchvision_conv(
+    feature: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Call torchvision's operator like this project's."""
     result: Tensor = torchvision_deform_conv2d(feature, offset, weight, padding=1, mask=mask)
     return result
 
@@ -43,12 +46,12 @@ def compare_convs(rounds: int) -> None:
     """Print one conv's times: forward alone, and forward and backward."""
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape: int) -> Tensor:
+    def random(*shape: int) -> Tensor:
         tensor = torch.randn(shape, generator=generator)
         return tensor.contiguous(memory_format=torch.channels_last).requires_grad_()
 
-    feature, offset = draw(1, CHANNELS, ROWS, COLUMNS), draw(1, 18, ROWS, COLUMNS)
-    weight, grad = draw(CHANNELS, CHANNELS, 3, 3), draw(1, CHANNELS, ROWS, COLUMNS)
+    feature, offset = random(1, CHANNELS, ROWS, COLUMNS), random(1, 18, ROWS, COLUMNS)
+    weight, grad = random(CHANNELS, CHANNELS, 3, 3), random(1, CHANNELS, ROWS, COLUMNS)
     inputs = (feature, offset, weight)
 
     def plain(feature: Tensor, _offset: Tensor, weight: Tensor) -> Tensor:
@@ -65,14 +68,15 @@ def compare_convs(rounds: int) -> None:
 
         return run
 
-    for name, way in (("forward", forward), ("forward and backward", both)):
-        ours = way(deform_conv2d)
-        print(f"{name}, against torchvision's:", compare(ours, way(theirs), rounds))
-        print(f"{name}, against a plain conv:", compare(ours, way(plain), rounds))
+    for name, timed in (("forward", forward), ("forward and backward", both)):
+        tested = timed(deform_conv2d)
+        reference = timed(torchvision_conv)
+        print(f"{name}, against torchvision:", compare(tested, reference, rounds))
+        print(f"{name}, against a plain conv:", compare(tested, timed(plain), rounds))
 
 
-def drawn_targets(height: int, width: int) -> list[Target]:
-    """Ellipses in boxes of 32 pixels to half the image."""
+def synthetic_targets(height: int, width: int) -> list[Target]:
+    """Ellipses whose boxes measure 32 pixels to half the image."""
     generator = torch.Generator().manual_seed(1)
     grid = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
     targets = []
@@ -87,8 +91,8 @@ def drawn_targets(height: int, width: int) -> list[Target]:
     return targets
 
 
-def drawn_model(recipe: Recipe, targets: list[Target]) -> MEInst:
-    """Random weights; a codec fitted on the drawn masks and noise of as many as it needs."""
+def random_model(recipe: Recipe, targets: list[Target]) -> MEInst:
+    """A model of random weights; its codec is fitted on the synthetic masks with noise."""
     generator = torch.Generator().manual_seed(2)
     masks = torch.cat([target.masks for target in targets]).repeat(10, 1, 1)
     noise = torch.rand(masks.shape, generator=generator) < 0.05
@@ -100,9 +104,9 @@ def drawn_model(recipe: Recipe, targets: list[Target]) -> MEInst:
 
 
 def compare_steps(recipe: Recipe, size: tuple[int, int], rounds: int, bfloat16: bool) -> Ratio:
-    """Whole training steps on images of ``size``, height and width."""
-    targets = drawn_targets(*size)
-    model = drawn_model(recipe, targets)
+    """Compare whole training steps on images of ``size`` (height, width)."""
+    targets = synthetic_targets(*size)
+    model = random_model(recipe, targets)
     generator = torch.Generator().manual_seed(4)
     images = list(torch.randint(256, (IMAGES, 3, *size), generator=generator, dtype=torch.uint8))
     optimizer = make_optimizer(model.backbone, (model.fpn, model.head), recipe.optimizer)
@@ -118,16 +122,16 @@ def compare_steps(recipe: Recipe, size: tuple[int, int], rounds: int, bfloat16: 
         loss = torch.stack(list(losses.values())).sum()
         assert loss.isfinite()
         loss.backward()
-        # Small, so that all rounds see about the same network.
+        # Small, so that the network stays about the same in all rounds.
         for group in optimizer.param_groups:
             group["lr"] = 1e-6
         optimizer.step()
 
-    def torchvisions_step() -> None:
-        with patch.object(layers, "deform_conv2d", theirs):
+    def torchvision_step() -> None:
+        with patch.object(layers, "deform_conv2d", torchvision_conv):
             step()
 
-    return compare(step, torchvisions_step, rounds)
+    return compare(step, torchvision_step, rounds)
 
 
 def main() -> None:

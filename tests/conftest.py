@@ -1,4 +1,4 @@
-"""What tests share: a small drawn COCO data set, a tiny untrained model, pycocotools' numbers."""
+"""Shared fixtures: a synthetic COCO data set, a tiny untrained model, metrics of pycocotools."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CATEGORIES = ({"id": 3, "name": "disc"}, {"id": 7, "name": "box"}, {"id": 20, "n
 
 
 @dataclass(frozen=True)
-class DrawnData:
-    """A COCO data set on disk: 6 images, 9 instances and a crowd; nothing is a "star"."""
+class SyntheticData:
+    """A COCO data set on disk: 6 images, 9 instances, a crowd, and no instance of "star"."""
 
     images: Path
     annotations: Path
@@ -37,10 +37,10 @@ class DrawnData:
         return json.loads(self.annotations.read_text())
 
 
-def draw_data(folder: Path, seed: int = 0) -> DrawnData:
-    """Draw shapes on noise, annotated as polygons and as both kinds of RLE.
+def make_synthetic_data(folder: Path, seed: int = 0) -> SyntheticData:
+    """Draw shapes on noise, annotated as polygons and as compressed and uncompressed RLE.
 
-    ``empty.png`` has no instance; ``crowd.png`` has a crowd, and ``tall.jpg`` is a JPEG.
+    ``empty.png`` has no instance, ``crowd.png`` has a crowd, and ``tall.jpg`` is a JPEG file.
     """
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
@@ -75,11 +75,11 @@ def draw_data(folder: Path, seed: int = 0) -> DrawnData:
         )
     annotations = folder / "annotations.json"
     annotations.write_text(json.dumps(content))
-    return DrawnData(folder / "images", annotations)
+    return SyntheticData(folder / "images", annotations)
 
 
 def draw_mask(kind: str, numbers: tuple[float, ...], height: int, width: int) -> np.ndarray:
-    """``(H, W)`` bool: the pixels whose centres lie in a disc (x, y, radius) or box (corners)."""
+    """``(H, W)`` bool: pixels whose centres are in a disc (x, y, radius) or a box (corners)."""
     y, x = np.mgrid[:height, :width] + 0.5
     if kind == "disc":
         return (x - numbers[0]) ** 2 + (y - numbers[1]) ** 2 <= numbers[2] ** 2
@@ -91,7 +91,7 @@ def draw_mask(kind: str, numbers: tuple[float, ...], height: int, width: int) ->
 
 
 def column_runs(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths: down the columns, beginning with zeros."""
+    """COCO's uncompressed run lengths: column by column, starting with zeros."""
     values = np.concatenate([[False], mask.flatten(order="F")])
     changes = np.flatnonzero(values[1:] != values[:-1])
     return np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
@@ -117,23 +117,24 @@ def _bounds(mask: np.ndarray) -> list[float]:
 
 
 @pytest.fixture(scope="session")
-def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> DrawnData:
-    """The drawn data set; shared, so copy before changing it."""
-    return draw_data(tmp_path_factory.mktemp("drawn"))
+def synthetic_data(tmp_path_factory: pytest.TempPathFactory) -> SyntheticData:
+    """The synthetic data set; shared, so copy before changing it."""
+    return make_synthetic_data(tmp_path_factory.mktemp("synthetic"))
 
 
 def make_tiny_model(
-    class_names: tuple[str, ...] = ("box", "disc"), seed: int = 0, sight_channels: int = 0
+    class_names: tuple[str, ...] = ("box", "disc"), seed: int = 0, refine_channels: int = 0
 ) -> MEInst:
-    """A network of random weights that detects something nearly everywhere; in evaluation mode.
+    """A network of random weights with many detections, in evaluation mode.
 
-    Its points' scores are near 0.7, its boxes reach about 2 strides to each side, and its codec
-    (8 numbers for 14 x 14 pixels) is fitted on drawn discs and boxes.
+    Scores are near 0.7, boxes extend about 2 strides to each side, and the codec (8 numbers for
+    14 x 14 pixels) is fitted on discs and boxes.
     """
     from meinst.codecs import PCACodec
-    from meinst.data.transforms import InputOptions
+    from meinst.data.transforms import ResizeOptions
     from meinst.detector.head import HeadOptions
-    from meinst.detector.meinst import MEInst, ModelOptions
+    from meinst.detector.meinst import MEInst
+    from meinst.detector.predictor import ModelOptions
     from meinst.detector.select import SelectOptions
 
     rng = np.random.default_rng(seed)
@@ -148,17 +149,17 @@ def make_tiny_model(
         distance_limits=(32, 64),
         channels=16,
         head=HeadOptions(num_convs=1, norm_groups=4),
-        sight_channels=sight_channels,
+        refine_channels=refine_channels,
     )
     state = torch.get_rng_state()
-    torch.manual_seed(seed)  # timm and torch.nn draw initial weights from the global generator
-    model = MEInst(class_names, codec, options, InputOptions(64, 96), SelectOptions())
+    torch.manual_seed(seed)  # timm and torch.nn use the global generator
+    model = MEInst(class_names, codec, options, ResizeOptions(64, 96), SelectOptions())
     with torch.no_grad():
         model.head.logits.weight.mul_(40)
         model.head.logits.bias.zero_()
         model.head.boxes.bias.fill_(2.0)
         model.head.codes.weight.mul_(40)
-        if model.refiner is not None:  # it begins with zeros, which would correct nothing
+        if model.refiner is not None:  # initially zero, so that it would change nothing
             model.refiner.layers[-1].weight.normal_()
     torch.set_rng_state(state)
     return model.eval()
@@ -166,46 +167,34 @@ def make_tiny_model(
 
 @pytest.fixture(scope="session")
 def tiny_model() -> MEInst:
-    """A random model of the classes "box" and "disc"; shared, so copy before changing it."""
+    """A random model with the classes "box" and "disc"; shared, so copy before changing it."""
     return make_tiny_model()
 
 
 @pytest.fixture(scope="session")
 def tiny_model_file(tiny_model: MEInst, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model as a file."""
-    from meinst.engine.checkpoint import save_model
+    """The file of the same model."""
+    from meinst.models.checkpoint import save_model
 
     return save_model(tiny_model, tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="session")
-def short_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe of a training of eight updates, as a file."""
-    from short_training import RECIPE
-
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture(scope="session")
-def finished_run(
-    drawn_data: DrawnData, short_recipe: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The folder of an uninterrupted run of it; shared, so copy before changing it."""
+def finished_run(synthetic_data: SyntheticData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted short training run; shared, so copy before changing it."""
     from short_training import make_options
 
-    from meinst.engine.train import train
+    from meinst.training.train import train
 
     output = tmp_path_factory.mktemp("run") / "whole"
-    assert train(make_options(drawn_data, short_recipe, output)) == output / "best.safetensors"
+    assert train(make_options(synthetic_data, output)) == output / "best.safetensors"
     return output
 
 
 def pycocotools_metrics(
     ground_truth: dict[str, Any], results: list[dict[str, Any]], kind: str, limit: int
 ) -> dict[str, Any]:
-    """pycocotools' numbers, read from its tables: its AP is tied to a limit of 100."""
+    """Metrics of pycocotools, read from its tables, since its AP always uses a limit of 100."""
     hidden = {"bbox": "segmentation", "segm": "bbox"}[kind]
     coco = COCO()
     coco.dataset = copy.deepcopy(ground_truth)
@@ -219,7 +208,7 @@ def pycocotools_metrics(
         evaluation.accumulate()
         evaluation.summarize()
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-    if limit == 100:  # our reading of the tables is that of its summary
+    if limit == 100:  # the tables give the values of its summary
         assert evaluation.stats[0] == _mean(precision[..., 0, 2])
         assert evaluation.stats[8] == _mean(recall[..., 0, 2])
 
@@ -239,10 +228,10 @@ def _mean(table: np.ndarray) -> float:
 
 @pytest.fixture(scope="session")
 def coco_reference() -> Callable[..., dict[str, Any]]:
-    """The function above; -1 stands for "no such object"."""
+    """:func:`pycocotools_metrics`; -1 means that there are no such objects."""
     return pycocotools_metrics
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the engines' tests last: once nncf has quantised a graph, a fork kills the process."""
+    """Run the engines' tests last: after nncf has quantized a graph, a fork kills the process."""
     items.sort(key=lambda item: item.path.name == "test_export_engines.py")

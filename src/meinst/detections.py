@@ -1,4 +1,4 @@
-"""The compact result: boxes, scores, classes and codes; pixels on demand."""
+"""Compact results: boxes, scores, classes and mask codes; pixels only on request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meinst.codecs.base import Codec
+from meinst.codecs.base import MaskDecoder
 from meinst.ops.draw import PALETTE, blend_masks, draw_boxes, draw_captions
 from meinst.ops.outlines import mask_to_polygons
 from meinst.ops.paste import crop_masks, paste_masks, soft_masks_to_rle
@@ -19,32 +19,39 @@ from meinst.ops.paste import crop_masks, paste_masks, soft_masks_to_rle
 if TYPE_CHECKING:
     import supervision
 
-# With more objects than these, frames and captions would hide the picture.
-_MOST_CAPTIONS = 30
-_PIXELS_FOR_CAPTION = 8000
+# With more objects than this, boxes and captions would hide the picture.
+_MAX_CAPTIONS = 30
+_PIXELS_PER_CAPTION = 8000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """What was found in one image, in the order of selection (best score first).
+    """The objects found in one image, best score first.
 
-    A detection is a box, a score, a class and ``K`` numbers. Whatever needs pixels decodes
-    the codes when it is called and works inside the boxes; only :meth:`masks` makes arrays of
-    the image's size.
+    A detection is a box, a score, a class and a mask code of ``K`` numbers. Methods that need
+    pixels decode the codes when they are called and work inside the boxes; only :meth:`masks`
+    allocates arrays of the size of the image.
 
     Attributes:
-        boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2`` in the original image's pixels.
-        scores: ``(N,)`` float32 in 0..1.
+        boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2`` in pixels of the original image.
+        scores: ``(N,)`` float32, 0 to 1.
         labels: ``(N,)`` int64, indices into ``class_names``.
-        codes: ``(N, K)`` float32 mask codes.
+        codes: ``(N, K)`` mask codes, float32; or uint8 for refined masks.
         image_size: height and width of the original image.
-        codec: what made the codes.
-        class_names: the names of the ``C`` classes.
-        corrections: ``(N, S, S)`` floating, what a model with sight adds to the decoded logits;
-            None for others.
+        codec: decodes the codes.
+        class_names: names of the ``C`` classes.
 
     Raises:
-        ValueError: If the fields do not fit together.
+        ValueError: if the fields do not fit together.
+
+    Examples:
+        >>> import torch
+        >>> from meinst import Detections, PCACodec
+        >>> codec = PCACodec(n_components=4, mask_size=28)
+        >>> empty = torch.zeros(0)
+        >>> Detections(torch.zeros(0, 4), empty, empty.long(), torch.zeros(0, 4), (480, 640),
+        ...            codec, ("cell",))
+        Detections(0; image 480 x 640)
     """
 
     boxes: Tensor
@@ -52,30 +59,11 @@ class Detections:
     labels: Tensor
     codes: Tensor
     image_size: tuple[int, int]
-    codec: Codec
+    codec: MaskDecoder
     class_names: tuple[str, ...]
-    corrections: Tensor | None = None
 
     def __post_init__(self) -> None:
-        count = len(self.scores) if self.scores.ndim else 0
-        expected = {
-            "scores": (count,),
-            "boxes": (count, 4),
-            "labels": (count,),
-            "codes": (count, self.codec.n_components),
-        }
-        if self.corrections is not None:
-            expected["corrections"] = (count, self.codec.mask_size, self.codec.mask_size)
-        for name, shape in expected.items():
-            value: Tensor = getattr(self, name)
-            if tuple(value.shape) != shape:
-                raise ValueError(
-                    f"Detections: {name} must have the shape {shape} for {count} scores and a "
-                    f"codec of {self.codec.n_components} components, got {tuple(value.shape)}"
-                )
-            if value.is_floating_point() != (name != "labels"):
-                kind = "int64" if name == "labels" else "float32"
-                raise ValueError(f"Detections: {name} must be {kind}, got {value.dtype}")
+        self._check_tensors()
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(
                 "Detections: image_size must be a height and a width of at least 1 pixel, "
@@ -83,9 +71,31 @@ class Detections:
             )
         if self.codec.class_names not in (None, self.class_names):
             raise ValueError(
-                f"Detections: the codec has bases for the classes {self.codec.class_names}, "
-                f"class_names are {self.class_names}; take codec.for_classes(class_names)"
+                f"Detections: the codec has bases for the classes {self.codec.class_names}, but "
+                f"class_names are {self.class_names}; use codec.for_classes(class_names)"
             )
+
+    def _check_tensors(self) -> None:
+        """Reject tensors of a wrong shape, type or range."""
+        count = len(self.scores) if self.scores.ndim else 0
+        shapes = {
+            "scores": (count,),
+            "boxes": (count, 4),
+            "labels": (count,),
+            "codes": (count, self.codec.n_components),
+        }
+        for name, shape in shapes.items():
+            value: Tensor = getattr(self, name)
+            if tuple(value.shape) != shape:
+                raise ValueError(
+                    f"Detections: {name} must have the shape {shape} for {count} scores and a "
+                    f"codec of {self.codec.n_components} components, got {tuple(value.shape)}"
+                )
+            dtypes = {"labels": torch.int64, "codes": self.codec.code_dtype}
+            dtype = dtypes.get(name, torch.float32)
+            if value.is_floating_point() != dtype.is_floating_point:
+                expected = str(dtype).removeprefix("torch.")
+                raise ValueError(f"Detections: {name} must be {expected}, got {value.dtype}")
         if count:
             low, high = (int(value) for value in self.labels.aminmax())
             if low < 0 or high >= len(self.class_names):
@@ -98,50 +108,48 @@ class Detections:
         return len(self.scores)
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> Detections:
-        """Detections chosen by number, slice, numbers or a bool mask; still ``(N, ...)``.
+        """Select detections by index, slice, indices or boolean mask.
 
         Raises:
-            IndexError: If there is no such detection, a bool mask has another length, or numbers
-                are no integers.
+            IndexError: if there is no such detection, a boolean mask has another length, or
+                indices are not integers.
         """
-        if isinstance(index, slice):  # as numbers: torch knows no negative steps
+        if isinstance(index, slice):  # as indices: torch does not support negative steps
             index = list(range(len(self))[index])
         elif isinstance(index, np.ndarray):
-            index = np.ascontiguousarray(index)  # nor reversed arrays
+            index = np.ascontiguousarray(index)  # nor negative strides
         chosen = torch.as_tensor(index, device=self.scores.device).reshape(-1)
         if chosen.dtype == torch.bool:
             if len(chosen) != len(self):
                 raise IndexError(
-                    f"a mask of {len(chosen)} values chooses nothing of {len(self)} detections"
+                    f"a boolean mask of {len(chosen)} values does not fit {len(self)} detections"
                 )
         elif chosen.numel() and (chosen.is_floating_point() or chosen.is_complex()):
-            raise IndexError(f"numbers or a bool mask choose detections, got {chosen.dtype}")
+            raise IndexError(f"detections are selected by integers or bools, got {chosen.dtype}")
         else:
-            chosen = chosen.long()  # torch takes bytes for masks, and few other kinds
+            chosen = chosen.long()  # torch would take uint8 for a boolean mask
         return replace(
             self,
             boxes=self.boxes[chosen],
             scores=self.scores[chosen],
             labels=self.labels[chosen],
             codes=self.codes[chosen],
-            corrections=None if self.corrections is None else self.corrections[chosen],
         )
 
     def __iter__(self) -> Iterator[Detections]:
-        """Detections of length 1, one after the other."""
+        """Iterate over detections, each of length 1."""
         return (self[n : n + 1] for n in range(len(self)))
 
     def __repr__(self) -> str:
         counts = Counter(self.class_names[label] for label in self.labels.tolist())
-        found = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        classes = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         height, width = self.image_size
-        return f"Detections({len(self)}{': ' * bool(found)}{found}; image {height} x {width})"
+        return f"Detections({len(self)}{': ' * bool(classes)}{classes}; image {height} x {width})"
 
     def to(self, device: torch.device | str) -> Detections:
-        """The same detections with tensors on another device.
+        """Move the tensors to another device.
 
-        The codec, which the model may share, stays where it is; codes travel to it for
-        decoding.
+        The codec, which a model may share, stays on its device; codes are moved there for decoding.
         """
         return replace(
             self,
@@ -149,35 +157,29 @@ class Detections:
             scores=self.scores.to(device),
             labels=self.labels.to(device),
             codes=self.codes.to(device),
-            corrections=None if self.corrections is None else self.corrections.to(device),
         )
 
     @torch.no_grad()
     def soft_masks(self) -> Tensor:
-        """Decoded masks ``(N, S, S)`` in 0..1, each stretched over its box; mask at 0.5."""
+        """Decode the masks: ``(N, S, S)`` of 0 to 1, stretched over their boxes; cut at 0.5."""
         device = next((buffer.device for buffer in self.codec.buffers()), self.codes.device)
-        codes, labels = self.codes.to(device), self.labels.to(device)
-        if self.corrections is None:
-            soft = self.codec.inverse_transform(codes, labels)
-        else:
-            logits = self.codec.inverse_logits(codes, labels)
-            soft = (logits + self.corrections.to(device)).sigmoid()
+        soft = self.codec.inverse_transform(self.codes.to(device), self.labels.to(device))
         return soft.to(self.codes.device)
 
     def masks(self) -> Tensor:
-        """Full-size masks ``(N, H, W)`` bool: one byte for each pixel and detection."""
+        """Full-size masks ``(N, H, W)`` bool, one byte per pixel and detection."""
         return paste_masks(self.soft_masks(), self.boxes, self.image_size)
 
     def rle(self) -> list[dict[str, Any]]:
-        """Masks as compressed COCO RLE, ``size`` and ``counts`` (``str``), for the image."""
+        """Masks as compressed COCO RLE: dicts of ``size`` and ``counts`` (``str``)."""
         return soft_masks_to_rle(self.soft_masks(), self.boxes, self.image_size)
 
     def polygons(self) -> list[list[list[float]]]:
-        """Masks as COCO polygons that pycocotools turns back into exactly the same pixels.
+        """Masks as COCO polygons, which pycocotools rasterises to exactly the same pixels.
 
         Returns:
-            For each detection a flat list ``x0 y0 x1 y1 ...`` in the image's pixels for each
-            connected part, none for an empty mask. A polygon reaches holes over slits without
+            For each detection one flat list ``x0 y0 x1 y1 ...`` per connected part, in pixels of
+            the image; none for an empty mask. Holes are connected to the outline by slits of no
             width; see :func:`meinst.ops.outlines.mask_to_polygons`.
         """
         crops, corners = crop_masks(self.soft_masks(), self.boxes, self.image_size)
@@ -187,20 +189,25 @@ class Detections:
         ]
 
     def to_coco(
-        self, image_id: int, category_ids: Sequence[int] | None = None
+        self,
+        image_id: int,
+        category_ids: Sequence[int] | None = None,
+        *,
+        soft_masks: Tensor | None = None,
     ) -> list[dict[str, Any]]:
-        """Entries of a COCO results file, ready for JSON.
+        """Convert to entries of a COCO results file, ready for JSON.
 
         Args:
-            image_id: the image's id in the annotation file.
-            category_ids: the category id of each class name; without it 1, 2, 3, ...
+            image_id: id of the image in the annotation file.
+            category_ids: the category id of each class name; 1, 2, 3, ... by default.
+            soft_masks: the result of :meth:`soft_masks`, to avoid decoding the codes again.
 
         Returns:
-            For each detection ``image_id``, ``category_id``, ``bbox`` (x, y, width and height
-            in pixels), ``score`` and ``segmentation`` (RLE).
+            For each detection ``image_id``, ``category_id``, ``bbox`` (x, y, width and height in
+            pixels), ``score`` and ``segmentation`` (RLE).
 
         Raises:
-            ValueError: If there is not one category id for each class name.
+            ValueError: if the number of category ids is not that of the class names.
         """
         if category_ids is None:
             category_ids = range(1, len(self.class_names) + 1)
@@ -210,9 +217,9 @@ class Detections:
                 f"names, got {len(category_ids)}"
             )
         sides = torch.cat((self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]), dim=1)
-        rows = zip(
-            sides.tolist(), self.scores.tolist(), self.labels.tolist(), self.rle(), strict=True
-        )
+        soft_masks = self.soft_masks() if soft_masks is None else soft_masks
+        masks = soft_masks_to_rle(soft_masks, self.boxes, self.image_size)
+        rows = zip(sides.tolist(), self.scores.tolist(), self.labels.tolist(), masks, strict=True)
         return [
             {
                 "image_id": int(image_id),
@@ -225,13 +232,13 @@ class Detections:
         ]
 
     def to_supervision(self) -> supervision.Detections:
-        """The detections for supervision's annotators, trackers and sinks.
+        """Convert for supervision's annotators, trackers and sinks.
 
-        Masks become a ``CompactMask`` of the pixels in the boxes; class names stand in
+        Masks become a ``CompactMask`` of the pixels in the boxes; class names are in
         ``data["class_name"]``.
 
         Raises:
-            ImportError: If supervision is missing, or older than its ``CompactMask``.
+            ImportError: if supervision is missing, or older than its ``CompactMask``.
         """
         try:
             from supervision import CompactMask
@@ -248,7 +255,7 @@ class Detections:
         for crop, (x, y) in zip(crops, corners.tolist(), strict=True):
             pixels = crop if crop.size else np.zeros((1, 1), dtype=np.bool_)
             height, width = pixels.shape
-            # Supervision's corners are inclusive.
+            # The corners of supervision are inclusive.
             whole = np.array([[0, 0, width - 1, height - 1]])
             part = CompactMask.from_dense(pixels[None], whole, (height, width))
             parts.append(part.with_offset(x, y, self.image_size))
@@ -270,31 +277,50 @@ class Detections:
         alpha: float = 0.4,
         boxes: bool | None = None,
         captions: bool | None = None,
+        soft_masks: Tensor | None = None,
     ) -> np.ndarray:
         """Draw the detections over their image.
 
-        Colours are those of :data:`meinst.ops.draw.PALETTE`, in turn: by class, or, for a
-        model of one class, by the detection's place.
+        Colours are by class or, for a single class, by detection.
 
         Args:
-            image: ``(H, W, 3)`` uint8 RGB, the original image; it stays as it is.
-            alpha: share of the colour inside the masks, from 0 (outlines alone) to 1.
-            boxes: whether to draw the boxes; by default while there is room: for up to 30
-                detections and not more than one for each 8000 pixels of the image.
-            captions: whether to write class and score, by the same default; captions that
-                would cover others are left out.
+            image: ``(H, W, 3)`` uint8 RGB, the original image.
+            alpha: opacity of the masks, 0 (outlines only) to 1.
+            boxes: whether to draw boxes; by default if there are at most 30 detections and at most
+                one per 8,000 pixels of the image.
+            captions: whether to write class and score, with the same default.
+            soft_masks: the result of :meth:`soft_masks`, to avoid decoding the codes again.
 
         Returns:
-            ``(H, W, 3)`` uint8 RGB.
+            ``(H, W, 3)`` uint8 RGB, a copy.
 
         Raises:
-            ValueError: If the image is of another kind or size, or ``alpha`` is out of range.
+            ValueError: if the image has another type or size, or ``alpha`` is out of range.
         """
+        self._check_image(image, alpha)
+        pixels = image.shape[0] * image.shape[1]
+        few = len(self) <= min(_MAX_CAPTIONS, pixels // _PIXELS_PER_CAPTION)
+        labels = self.labels.tolist()
+        by_class = len(self.class_names) > 1
+        colors = [PALETTE[(k if by_class else n) % len(PALETTE)] for n, k in enumerate(labels)]
+        drawn = image.copy()
+        soft_masks = self.soft_masks() if soft_masks is None else soft_masks
+        crops, corners = crop_masks(soft_masks, self.boxes, self.image_size)
+        blend_masks(drawn, crops, corners, colors, alpha)
+        sides = self.boxes.detach().cpu().numpy()
+        if few if boxes is None else boxes:
+            drawn = draw_boxes(drawn, sides, colors)
+        if few if captions is None else captions:
+            pairs = zip(labels, self.scores.tolist(), strict=True)
+            texts = [f"{self.class_names[label]} {score:.2f}" for label, score in pairs]
+            drawn = draw_captions(drawn, sides, texts, colors)
+        return drawn
+
+    def _check_image(self, image: np.ndarray, alpha: float) -> None:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             raise ValueError(
-                "draw() needs an (H, W, 3) array of uint8 RGB, got "
-                f"{getattr(image, 'dtype', type(image).__name__)}; "
-                "meinst.data.images.to_rgb() makes one"
+                "draw() needs an (H, W, 3) uint8 RGB array, got "
+                f"{getattr(image, 'dtype', type(image).__name__)}; use meinst.data.images.to_rgb()"
             )
         if image.shape != (*self.image_size, 3):
             raise ValueError(
@@ -303,22 +329,3 @@ class Detections:
             )
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
-        room = min(_MOST_CAPTIONS, image.shape[0] * image.shape[1] // _PIXELS_FOR_CAPTION)
-        few = len(self) <= room
-        labels = self.labels.tolist()
-        by_class = len(self.class_names) > 1
-        colors = [PALETTE[(k if by_class else n) % len(PALETTE)] for n, k in enumerate(labels)]
-        drawn = image.copy()
-        crops, corners = crop_masks(self.soft_masks(), self.boxes, self.image_size)
-        blend_masks(drawn, crops, corners, colors, alpha)
-        sides = self.boxes.detach().cpu().numpy()
-        if few if boxes is None else boxes:
-            drawn = draw_boxes(drawn, sides, colors)
-        if few if captions is None else captions:
-            scores = self.scores.tolist()
-            texts = [
-                f"{self.class_names[label]} {score:.2f}"
-                for label, score in zip(labels, scores, strict=True)
-            ]
-            drawn = draw_captions(drawn, sides, texts, colors)
-        return drawn

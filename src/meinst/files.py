@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write to a temporary file beside ``path``, then rename: never half a file.
+    """Write to a temporary file next to ``path``, then rename it, so that no partial file remains.
 
-    A missing folder is made. Of a link, what it points to is written; an older file's mode stays.
-    What is there and no file, as ``/dev/null`` or a pipe, is written to and not replaced.
+    Missing folders are created, links are followed, and an existing file keeps its mode. Devices
+    and pipes, such as ``/dev/null``, are written to directly.
 
     Raises:
-        OSError: the file cannot be written; an older one is untouched.
+        OSError: If the file cannot be written; an existing file is left unchanged.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
@@ -34,3 +34,19 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_folder(folder: Path) -> None:
+    """Create a folder and verify that files can be written there.
+
+    Raises:
+        OSError: If it cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --output."
+        ) from error

@@ -1,18 +1,25 @@
-"""What classes of options share."""
+"""What all option dataclasses share: range checks, and construction from plain values."""
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+T = TypeVar("T")
 
 
 def check_range(options: object, low: float, high: float, *names: str) -> None:
-    """Refuse numbers out of range, by name; None is no number, and as it may be.
+    """Reject attributes that are out of range; None counts as in range.
 
     Args:
-        options: holds them.
-        low: the smallest allowed.
-        high: the largest allowed, or infinity.
-        names: of the attributes.
+        options: the object that has the attributes.
+        low: smallest allowed value.
+        high: largest allowed value, or infinity.
+        names: names of the attributes.
 
     Raises:
         ValueError: naming the attribute, the range and the value.
@@ -22,3 +29,97 @@ def check_range(options: object, low: float, high: float, *names: str) -> None:
         if value is not None and not low <= value <= high:
             limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
             raise ValueError(f"{name} must be {limits}, got {value}.")
+
+
+def options_from_dict(kind: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Build a nested options dataclass from plain values, checking every key and type.
+
+    Args:
+        kind: the dataclass.
+        values: content of a recipe or model file; missing keys take their defaults.
+        source: where the values come from, for error messages.
+
+    Raises:
+        ValueError: if a key is unknown, naming the closest known one, or a value is invalid.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    check_keys(kind, values, source)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "options")
+    try:
+        parsed = parser.parse_object({"options": values})
+        options: T = parser.instantiate(parsed).options
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {plain_message(error)}") from error
+    return options
+
+
+def options_to_dict(options: Any) -> dict[str, Any]:
+    """Convert an options dataclass to nested dicts and lists, ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
+
+    values: dict[str, Any] = plain(asdict(options))
+    return values
+
+
+def check_keys(kind: type, values: Any, source: str, prefix: str = "") -> None:
+    """Reject keys that are not fields of a dataclass, at any depth.
+
+    Raises:
+        ValueError: naming the key, the closest known key and all others.
+    """
+    if not isinstance(values, Mapping):
+        return  # not a section; the type check reports it
+    hints = get_type_hints(kind)
+    known = [field.name for field in fields(kind)]
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{source}: {unknown_key(f'{prefix}{key}', known, prefix)}")
+        if is_dataclass(hints[key]):
+            check_keys(hints[key], value, source, f"{prefix}{key}.")
+
+
+def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> str:
+    """Error message for a key that does not exist, with the closest one that does."""
+    known = sorted(known)
+    close = difflib.get_close_matches(key.removeprefix(prefix), known, n=1, cutoff=0.5)
+    hint = f"did you mean {prefix}{close[0]}? " if close else ""
+    return f"unknown key {key}; {hint}The keys here are {', '.join(known)}."
+
+
+def plain_message(error: Exception) -> str:
+    """The message of a jsonargparse error in one line, without Python's type notation."""
+    text = " ".join(str(error).split())
+    text = re.sub(
+        r"Does not validate .+?Subtypes: \[(.+?)\] Errors: .+ Given value: ", _union, text
+    )
+    text = re.sub(r"Expected an? (.+?)\. Got value:", _expected, text).replace("options.", "")
+    return re.sub(r'Parser key "([^"]+)":', r"\1:", text)
+
+
+def _expected(match: re.Match[str]) -> str:
+    """``expected int, got`` instead of ``Expected a <class 'int'>. Got value:``."""
+    return f"expected {_type_name(match[1])}, got"
+
+
+def _union(match: re.Match[str]) -> str:
+    """Likewise for a value that may be None."""
+    names = [_type_name(name) for name in match[1].split(", ") if "NoneType" not in name]
+    return f"expected {' or '.join(names)}, got "
+
+
+def _type_name(text: str) -> str:
+    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    choices = re.fullmatch(r"typing\.Literal\[(.+)\]", name)
+    return "one of " + choices[1].replace("'", "") if choices else name
+
+
+def first_few(items: Sequence[str], limit: int = 8, separator: str = ", ") -> str:
+    """Join the first few of many items for a message, and say how many more there are."""
+    more = len(items) - limit
+    return separator.join(items[:limit]) + (f"{separator}... ({more} more)" if more > 0 else "")

@@ -1,8 +1,8 @@
-"""The alphabet of shapes: what travels between the parts of the project.
+"""The shapes and letters used everywhere, and the data that travels between packages.
 
-Letters: ``B`` images, ``P`` points (feature-map locations of all levels, finest level
-first, row by row), ``G`` ground-truth instances, ``N`` detections, ``C`` classes,
-``K`` mask coefficients, ``S`` mask side, ``D = S * S``, ``E`` channels of sight.
+Letters: ``B`` images, ``P`` points (feature-map locations of all levels, finest level first, row
+by row), ``G`` ground-truth instances, ``N`` detections, ``C`` classes, ``K`` mask coefficients,
+``S`` mask side, ``D = S * S``, ``E`` channels of the mask-refinement features.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Target:
-    """The instances of one training image, in the pixels of the image that the network sees.
+    """The instances of one training image, in pixels of the network's input.
 
     Attributes:
         boxes: ``(G, 4)`` float32, ``x1 y1 x2 y2``.
@@ -29,28 +29,29 @@ class Target:
 
 
 class PerPoint(Protocol):
-    """A tensor ``(B, P, ...)``, or what can tell its rows where it is asked for them."""
+    """A tensor ``(B, P, ...)``, or an object that computes the requested rows of one."""
 
     def __getitem__(self, where: tuple[Tensor, Tensor], /) -> Tensor:
-        """Rows of ``N`` points, by indices ``(N,)`` of images and of points: ``(N, ...)``."""
+        """Rows ``(N, ...)`` of ``N`` points, by indices ``(N,)`` of images and of points."""
         ...
 
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """What the network says of a batch, levels joined along ``P``.
+    """The network's predictions for a batch, levels joined along ``P``.
 
     Attributes:
         logits: ``(B, P, C)`` class logits.
         boxes: ``(B, P, 4)`` distances left, top, right, bottom, at least 0, in strides.
         centerness: ``(B, P)`` centre-ness logits.
-        codes: ``(B, P, K)`` mask codes, told as ``codes[image, point]`` alone: they may be computed
-            when they are asked for, with the weights of that moment. Those of a network that ran
-            in inference mode are to be asked for without gradients.
-        points: ``(P, 2)`` x, y of the points in the padded input's pixels.
+        codes: ``(B, P, K)`` mask codes, read as ``codes[image, point]`` because they may be
+            computed on demand. After a forward pass in inference mode, read them without
+            gradients.
+        points: ``(P, 2)`` x, y of the points in pixels of the padded input.
         strides: ``(P,)`` stride of each point's level, in pixels.
         level_sizes: number of points of each level; they sum to ``P``.
-        sight: ``(B, E, H, W)`` at half the finest stride, for models with sight; else None.
+        refinement: ``(B, E, H, W)`` features for mask refinement at half the finest stride; None
+            for models without it.
     """
 
     logits: Tensor
@@ -60,4 +61,4 @@ class HeadOutputs:
     points: Tensor
     strides: Tensor
     level_sizes: tuple[int, ...]
-    sight: Tensor | None = None
+    refinement: Tensor | None = None

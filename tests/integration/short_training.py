@@ -1,40 +1,51 @@
-"""A training of eight updates on drawn shapes, for the tests of `meinst train`."""
+"""A training run of eight updates on synthetic shapes, for the tests of `meinst train`."""
 
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
-from meinst.engine.checkpoint import read_info
-from meinst.engine.config import TrainOptions
+from meinst.codecs.options import CodecOptions
+from meinst.data.transforms import AugmentOptions, ResizeOptions
+from meinst.detector.head import HeadOptions
+from meinst.detector.losses import LossOptions
+from meinst.detector.predictor import ModelOptions
+from meinst.models.checkpoint import read_info
+from meinst.models.recipe import OptimizerOptions, Recipe, ScheduleOptions
+from meinst.options import options_to_dict
+from meinst.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from conftest import DrawnData
+    from conftest import SyntheticData
 
+RECIPE = Recipe(
+    model=ModelOptions(
+        backbone="test_efficientnet",
+        strides=(8, 16, 32),
+        distance_limits=(32.0, 64.0),
+        channels=16,
+        refine_channels=4,
+        head=HeadOptions(num_convs=1, norm_groups=4),
+    ),
+    codec=CodecOptions(n_components=4, mask_size=14),
+    resize=ResizeOptions(64, 96),
+    augment=AugmentOptions(scale_jitter=(0.8, 1.2), crop_size=80),
+    loss=LossOptions(dice_weight=1.0),
+    optimizer=OptimizerOptions(lr=0.01, frozen_stages=1, ema_decay=0.9),
+    schedule=ScheduleOptions(iterations=8, warmup_iterations=2, validate_every=4),
+    batch_size=2,
+)
 
-RECIPE = """\
-model:
-  backbone: test_efficientnet
-  strides: [8, 16, 32]
-  distance_limits: [32, 64]
-  channels: 16
-  sight_channels: 4
-  head: {num_convs: 1, norm_groups: 4}
-codec: {n_components: 4, mask_size: 14}
-image_size: {shorter_side: 64, longer_side: 96}
-augment: {scale_jitter: [0.8, 1.2], crop_size: 80}
-loss: {dice_weight: 1.0}
-optimizer: {lr: 0.01, frozen_stages: 1, ema_decay: 0.9}
-schedule: {iterations: 8, warmup_iterations: 2, validate_every: 4}
-batch_size: 2
-"""
-
-# Third-party warnings that a user sees none of, or that say nothing of this run.
+# Third-party warnings that are hidden from users or do not apply to these runs.
 WARNINGS = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -44,14 +55,28 @@ WARNINGS = [
 ]
 
 
-def make_options(data: DrawnData, recipe: Path, output: Path) -> TrainOptions:
+def with_values(values: dict[str, Any], recipe: Recipe = RECIPE) -> Recipe:
+    """Copy a recipe with other values, given by keys such as ``schedule.iterations``."""
+    sections: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for key, value in values.items():
+        section, dot, name = key.rpartition(".")
+        if dot:
+            sections.setdefault(section, {})[name] = value
+        else:
+            top[name] = value
+    changed = {name: replace(getattr(recipe, name), **own) for name, own in sections.items()}
+    return replace(recipe, **changed, **top)
+
+
+def make_options(data: SyntheticData, output: Path, recipe: Recipe | None = RECIPE) -> TrainOptions:
     return TrainOptions(
         train_images=data.images,
         train_annotations=data.annotations,
         val_images=data.images,
         val_annotations=data.annotations,
         output=output,
-        recipe=str(recipe),
+        recipe=recipe,
         random_backbone=True,
         accelerator="cpu",
         precision="32-true",
@@ -60,15 +85,29 @@ def make_options(data: DrawnData, recipe: Path, output: Path) -> TrainOptions:
     )
 
 
-def as_arguments(options: TrainOptions) -> list[str]:
-    found = [sys.executable, "-m", "meinst", "train"]
+def as_command(options: TrainOptions) -> list[str]:
+    """The command line of a run; its recipe is written next to the output folder."""
+    command = [sys.executable, "-m", "meinst", "train"]
     for name, value in vars(options).items():
         flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            found.append(flag)
+        if isinstance(value, Recipe):
+            path = options.output.with_name(f"{options.output.name}.yaml")
+            path.write_text(yaml.safe_dump(options_to_dict(value)))
+            command += [flag, str(path)]
+        elif value is True:
+            command.append(flag)
         elif value is not None and value is not False:
-            found += [flag, str(value)]
-    return found
+            command += [flag, str(value)]
+    return command
+
+
+def wait_for_file(path: Path, process: subprocess.Popen[Any], seconds: float = 120) -> None:
+    """Wait until a process has written a file."""
+    deadline = time.monotonic() + seconds
+    while not path.is_file():
+        assert process.poll() is None, f"the process ended before it wrote {path}"
+        assert time.monotonic() < deadline, f"{path} was not written within {seconds} s"
+        time.sleep(0.01)
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -79,13 +118,13 @@ def losses_of(folder: Path) -> list[float]:
     return rows
 
 
-def kept_in(folder: Path) -> dict[str, object]:
-    """What a run leaves, comparable; safetensors orders its metadata at random."""
-    kept: dict[str, object] = {
+def content_of(folder: Path) -> dict[str, object]:
+    """Content of the output folder, comparable: safetensors orders its metadata at random."""
+    content: dict[str, object] = {
         name: (folder / name).read_bytes() for name in ("metrics.json", "codec.npz", "recipe.yaml")
     }
     for name in ("best", "last"):
         path = folder / f"{name}.safetensors"
-        kept[name] = {k: v.numpy().tobytes() for k, v in load_file(path).items()}
-        kept[f"{name} info"] = read_info(path)
-    return kept
+        content[name] = {k: v.numpy().tobytes() for k, v in load_file(path).items()}
+        content[f"{name} info"] = read_info(path)
+    return content

@@ -1,4 +1,4 @@
-"""A model, annotated images and the numbers that come out."""
+"""Evaluation of a model on annotated images."""
 
 from __future__ import annotations
 
@@ -12,36 +12,39 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DrawnData
+from conftest import SyntheticData
 
 from meinst.data.coco import CocoData, read_coco
 from meinst.data.transforms import ResizedImage
 from meinst.detections import Detections
 from meinst.detector.meinst import MEInst
 from meinst.detector.select import SelectOptions
-from meinst.engine.evaluate import evaluate
+from meinst.inference.evaluate import evaluate
 
 
 class Perfect:
-    """Finds exactly what is annotated; knows the images by their sizes, which differ."""
+    """A model that returns the annotations; it recognises images by their different sizes."""
 
     selection = SelectOptions(max_detections=50)
 
     def __init__(self, data: CocoData, class_names: tuple[str, ...], model: MEInst) -> None:
         self.data, self.class_names, self.codec = data, class_names, model.codec
-        self.seen: list[weakref.ref[np.ndarray]] = []
-        self.most_alive = 0
+        self.images: list[weakref.ref[np.ndarray]] = []
+        self.most_in_memory = 0
 
     def resize(self, image: np.ndarray) -> ResizedImage:
         return ResizedImage(image, image)
 
-    def predict(self, images: list[ResizedImage], **options: Any) -> list[Detections]:
-        assert options == {"score_threshold": 0.0, "max_detections": 50}
+    def predict_batch(
+        self, images: list[ResizedImage], selection: SelectOptions
+    ) -> list[Detections]:
+        assert (selection.score_threshold, selection.max_detections) == (0.0, 50)
         return [self.find(image.original) for image in images]
 
     def find(self, image: np.ndarray) -> Detections:
-        self.seen.append(weakref.ref(image))
-        self.most_alive = max(self.most_alive, sum(ref() is not None for ref in self.seen))
+        self.images.append(weakref.ref(image))
+        in_memory = sum(reference() is not None for reference in self.images)
+        self.most_in_memory = max(self.most_in_memory, in_memory)
         sizes = [(record.height, record.width) for record in self.data.images]
         instances = self.data.instances[sizes.index(image.shape[:2])]
         instances = instances.select(np.flatnonzero(~instances.crowd))
@@ -61,93 +64,93 @@ class Perfect:
 
 
 @pytest.fixture
-def data(drawn_data: DrawnData) -> CocoData:
-    return read_coco(drawn_data.annotations, drawn_data.images)
+def data(synthetic_data: SyntheticData) -> CocoData:
+    return read_coco(synthetic_data.annotations, synthetic_data.images)
 
 
 def test_equal_to_pycocotools(
     tiny_model: MEInst,
-    drawn_data: DrawnData,
+    synthetic_data: SyntheticData,
     data: CocoData,
     coco_reference: Callable[..., dict[str, Any]],
 ) -> None:
     metrics = evaluate(tiny_model, data, max_detections=90).to_dict()
     results = []
     for record in data.images:
-        found = tiny_model.predict(record.path, score_threshold=0, max_detections=90)
-        results += found.to_coco(record.id, [7, 3])  # the ids of "box" and "disc"
+        detections = tiny_model.predict(record.path, score_threshold=0, max_detections=90)
+        results += detections.to_coco(record.id, [7, 3])  # the ids of "box" and "disc"
     assert metrics["detections"] == len(results) > 100
     for kind in ("bbox", "segm"):
-        expected = coco_reference(drawn_data.content(), results, kind, 90)
+        expected = coco_reference(synthetic_data.content(), results, kind, 90)
         values = [metrics[kind][name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")]
-        mine = [-1.0 if value is None else value for value in values]
-        assert mine == pytest.approx(expected["all"], abs=1e-6)
-        assert mine[0] > 0
+        found = [-1.0 if value is None else value for value in values]
+        assert found == pytest.approx(expected["all"], abs=1e-6)
+        assert found[0] > 0
 
 
-def test_perfect_detections_in_another_order_of_classes(tiny_model: MEInst, data: CocoData) -> None:
+def test_classes_are_matched_by_name(tiny_model: MEInst, data: CocoData) -> None:
     model = Perfect(data, ("star", "box", "cat", "disc"), tiny_model)
     calls = []
     metrics = evaluate(model, data, on_image=lambda: calls.append(1))  # type: ignore[arg-type]
-    assert metrics.bbox["AP"] == pytest.approx(1)
-    assert metrics.bbox["per_class"]["star"]["AP"] is None
-    assert metrics.segm["AP50"] > 0.9
+    assert metrics.bbox.ap == pytest.approx(1)
+    assert metrics.bbox.per_class["star"].ap is None
+    assert metrics.segm.ap50 is not None
+    assert metrics.segm.ap50 > 0.9
     assert (metrics.images, metrics.instances, metrics.detections) == (6, 9, 9)
     assert (metrics.classes.only_model, metrics.classes.only_data) == (("cat",), ())
     assert (len(calls), metrics.max_detections, metrics.failures) == (6, 50, ())
-    assert model.most_alive <= 3  # one is in work, one is read ahead, one may still be told of
+    assert model.most_in_memory <= 3  # the current image, the next one and the last result
     json.dumps(metrics.to_dict(), allow_nan=False)
 
 
 def test_classes_without_a_category_do_not_count(tiny_model: MEInst, data: CocoData) -> None:
     model = Perfect(data, ("box", "disc"), tiny_model)
-    model.class_names = ("box", "ring")  # its discs are now no category's
-
+    model.class_names = ("box", "ring")  # discs match no category now
     model.find = Perfect(data, ("box", "disc"), tiny_model).find  # type: ignore[method-assign]
     metrics = evaluate(model, data)  # type: ignore[arg-type]
-    assert metrics.bbox["AP"] == pytest.approx(1)  # discs are not measured at all
+    assert metrics.bbox.ap == pytest.approx(1)  # discs are not measured at all
     assert (metrics.instances, metrics.detections) == (4, 4)
     assert metrics.to_dict()["classes_only_in_model"] == ["ring"]
     assert metrics.to_dict()["classes_only_in_annotations"] == ["disc", "star"]
 
 
-def test_no_common_class_is_an_error(tiny_model: MEInst, data: CocoData) -> None:
-    with pytest.raises(ValueError, match=r"none of the model's classes \(cat\).*disc, box, star"):
+def test_rejects_data_without_common_classes(tiny_model: MEInst, data: CocoData) -> None:
+    with pytest.raises(ValueError, match=r"\(cat\).*disc, box, star"):
         evaluate(Perfect(data, ("cat",), tiny_model), data)  # type: ignore[arg-type]
 
 
-def test_limit_below_one_is_an_error(tiny_model: MEInst, data: CocoData) -> None:
+def test_rejects_limits_below_one(tiny_model: MEInst, data: CocoData) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         evaluate(tiny_model, data, max_detections=0)
 
 
-def test_broken_image_counts_as_empty(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+def test_unreadable_image_counts_as_empty(
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
     images = tmp_path / "images"
-    shutil.copytree(drawn_data.images, images)
+    shutil.copytree(synthetic_data.images, images)
     broken = images / "small.png"  # a box and a disc of the 4 boxes and 5 discs
     broken.write_bytes(broken.read_bytes()[:500])
-    data = read_coco(drawn_data.annotations, images)
+    data = read_coco(synthetic_data.annotations, images)
     metrics = evaluate(Perfect(data, ("box", "disc"), tiny_model), data)  # type: ignore[arg-type]
     assert [failure.path.name for failure in metrics.failures] == ["small.png"]
     assert "small.png" in metrics.to_dict()["failures"][0]["file"]
     assert "truncated" in metrics.failures[0].reason
     assert (metrics.images, metrics.instances, metrics.detections) == (6, 9, 7)
     # Recalls 3/4 and 4/5 at precision 1 reach 76 and 81 of the 101 recall levels.
-    assert metrics.bbox["AP"] == pytest.approx((76 + 81) / 2 / 101)
+    assert metrics.bbox.ap == pytest.approx((76 + 81) / 2 / 101)
 
 
 def test_image_of_another_size_than_annotated_is_a_failure(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
     images = tmp_path / "images"
-    shutil.copytree(drawn_data.images, images)
+    shutil.copytree(synthetic_data.images, images)
     shutil.copy(images / "small.png", images / "empty.png")
-    data = read_coco(drawn_data.annotations, images)
+    data = read_coco(synthetic_data.annotations, images)
     metrics = evaluate(tiny_model, data)
     assert [failure.path.name for failure in metrics.failures] == ["empty.png"]
-    assert "64 x 64 pixels, but the annotations say 100 x 80" in metrics.failures[0].reason
+    assert "has 64 x 64 pixels, but the annotations expect 100 x 80" in metrics.failures[0].reason
 
 
 @pytest.mark.parametrize(
@@ -164,14 +167,14 @@ def test_faulty_instances_do_not_count(
     change: dict[str, Any],
     instances: int,
     tiny_model: MEInst,
-    drawn_data: DrawnData,
+    synthetic_data: SyntheticData,
     tmp_path: Path,
 ) -> None:
-    content = drawn_data.content()
+    content = synthetic_data.content()
     content["annotations"][1].update(change)
     path = tmp_path / "faulty.json"
     path.write_text(json.dumps(content))
-    data = read_coco(path, drawn_data.images)
+    data = read_coco(path, synthetic_data.images)
     metrics = evaluate(Perfect(data, ("box", "disc"), tiny_model), data)  # type: ignore[arg-type]
     assert metrics.instances == instances
-    assert metrics.bbox["AP"] == pytest.approx(1)
+    assert metrics.bbox.ap == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Image files in, overlays and COCO results out."""
+"""Prediction on image files: overlays and COCO results."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DrawnData
+from conftest import SyntheticData
 from PIL import Image
 from pycocotools.coco import COCO
 
-import meinst.engine.predict as predict_module
+import meinst.inference.results as results_module
 from meinst.data.images import find_images
 from meinst.detector.meinst import MEInst
-from meinst.engine.predict import overlay_names, predict_files, without_overlays
+from meinst.inference.predict import predict_files
+from meinst.inference.results import overlay_names, without_overlays
 
 
-def test_nothing_to_do(tiny_model: MEInst, tmp_path: Path) -> None:
+def test_no_images(tiny_model: MEInst, tmp_path: Path) -> None:
     assert predict_files(tiny_model, [], tmp_path / "out") == []
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_overlays_and_results(tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path) -> None:
-    sources = [drawn_data.images / name for name in ("two.png", "tall.jpg", "empty.png")]
-    told: list[Any] = []
+def test_overlays_and_results(
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
+) -> None:
+    sources = [synthetic_data.images / name for name in ("two.png", "tall.jpg", "empty.png")]
+    reported: list[Any] = []
+    selection = tiny_model.selection.override(score_threshold=0.71, max_detections=9)
     outcomes = predict_files(
-        tiny_model, sources, tmp_path, score_threshold=0.71, max_detections=9, on_image=told.append
+        tiny_model, sources, tmp_path, selection=selection, on_image=reported.append
     )
-    assert told == outcomes
+    assert reported == outcomes
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("empty.jpg", "images.json", "predictions.json", "tall.jpg", "two.jpg")
     ]
@@ -74,23 +78,23 @@ def test_overlay_names_are_unique(tmp_path: Path) -> None:
 
 
 def test_sources_in_the_output_folder_survive(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
     source = tmp_path / "tall.jpg"
-    shutil.copy(drawn_data.images / "tall.jpg", source)
+    shutil.copy(synthetic_data.images / "tall.jpg", source)
     before = source.read_bytes()
     (outcome,) = predict_files(tiny_model, [source], tmp_path / "." / "")
     assert outcome.overlay == tmp_path / "tall_2.jpg"
     assert source.read_bytes() == before
 
 
-def test_a_failing_image_is_left_out(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+def test_unreadable_image_is_left_out(
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"")
     out = tmp_path / "out"
-    sources = [drawn_data.images / "two.png", broken, drawn_data.images / "small.png"]
+    sources = [synthetic_data.images / "two.png", broken, synthetic_data.images / "small.png"]
     outcomes = predict_files(tiny_model, sources, out)
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]
     assert "empty (0 bytes)" in str(outcomes[1].error)
@@ -114,13 +118,13 @@ def test_earlier_results_survive_when_all_images_fail(tiny_model: MEInst, tmp_pa
     assert sorted(tmp_path.iterdir()) == [images, earlier]
 
 
-def test_only_what_an_earlier_run_wrote_is_overwritten(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+def test_only_files_of_an_earlier_run_are_overwritten(
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
     mine = tmp_path / "two.jpg"
     mine.write_bytes(b"holiday")
-    source = drawn_data.images / "two.png"
-    for _ in range(2):  # the second run replaces the first one's
+    source = synthetic_data.images / "two.png"
+    for _ in range(2):  # the second run replaces the files of the first
         (outcome,) = predict_files(tiny_model, [source], tmp_path)
         assert outcome.overlay == tmp_path / "two_2.jpg"
     assert mine.read_bytes() == b"holiday"
@@ -132,67 +136,67 @@ def test_only_what_an_earlier_run_wrote_is_overwritten(
 @pytest.mark.parametrize("name", ["images.json", "predictions.json"])
 @pytest.mark.parametrize("content", ["[]", '{"images": [{"id": 1}]}', "no JSON"])
 def test_other_json_files_of_these_names_are_not_overwritten(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path, name: str, content: str
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path, name: str, content: str
 ) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(FileExistsError, match=r"not of `meinst predict`; choose another --output"):
-        predict_files(tiny_model, [drawn_data.images / "two.png"], tmp_path)
+    with pytest.raises(FileExistsError, match="choose another --output"):
+        predict_files(tiny_model, [synthetic_data.images / "two.png"], tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == [content]
 
 
-def test_a_run_that_is_broken_off_keeps_what_it_did(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+def test_interrupted_run_keeps_finished_results(
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
     def stop(result: Any) -> None:
         if result.source.name == "tall.jpg":
             raise KeyboardInterrupt
 
-    sources = [drawn_data.images / name for name in ("two.png", "tall.jpg", "small.png")]
+    sources = [synthetic_data.images / name for name in ("two.png", "tall.jpg", "small.png")]
     with pytest.raises(KeyboardInterrupt):
-        predict_files(tiny_model, sources, tmp_path, score_threshold=0.0, on_image=stop)
+        predict_files(tiny_model, sources, tmp_path, on_image=stop)
     images = json.loads((tmp_path / "images.json").read_text())["images"]
     assert [image["overlay"] for image in images] == ["two.jpg", "tall.jpg"]
     results = json.loads((tmp_path / "predictions.json").read_text())
     assert {result["image_id"] for result in results} == {1, 2}
 
 
-def test_a_full_disk_fails_the_image(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_full_disk_fails_only_the_image(
+    tiny_model: MEInst,
+    synthetic_data: SyntheticData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write = predict_module.write_atomically
+    write = results_module.write_atomically
 
     def full_once(path: Path, content: bytes) -> None:
         if path.name == "two.jpg":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, content)
 
-    monkeypatch.setattr(predict_module, "write_atomically", full_once)
-    sources = [drawn_data.images / name for name in ("two.png", "small.png")]
+    monkeypatch.setattr(results_module, "write_atomically", full_once)
+    sources = [synthetic_data.images / name for name in ("two.png", "small.png")]
     outcomes = predict_files(tiny_model, sources, tmp_path)
     assert "No space left" in str(outcomes[0].error)
     ids = {r["image_id"] for r in json.loads((tmp_path / "predictions.json").read_text())}
-    assert ids == {2}  # no results of an image without its overlay
+    assert ids == {2}  # an image without an overlay has no results
 
 
-def test_faulty_arguments_are_told_before_any_work(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+def test_faulty_arguments_are_reported_before_any_work(
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
-    sources = [drawn_data.images / "two.png"]
-    with pytest.raises(ValueError, match="score_threshold must be between 0 and 1, got 2"):
-        predict_files(tiny_model, sources, tmp_path / "new", score_threshold=2)
-    assert not (tmp_path / "new").exists()
+    sources = [synthetic_data.images / "two.png"]
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(OSError, match=r"cannot be written .*; choose another --output"):
+    with pytest.raises(OSError, match=r"below.*cannot be written"):
         predict_files(tiny_model, sources, file / "below")
 
 
 def test_overlays_of_an_earlier_run_are_not_segmented(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
+    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    shutil.copy(drawn_data.images / "two.png", pictures)
+    shutil.copy(synthetic_data.images / "two.png", pictures)
     mine = pictures / "mine.jpg"
     mine.write_bytes(b"not written by a run")
     for _ in range(2):
@@ -201,8 +205,8 @@ def test_overlays_of_an_earlier_run_are_not_segmented(
         predict_files(tiny_model, sources[1:], pictures)
         assert (pictures / "two.jpg").is_file()
     assert without_overlays(sources, tmp_path) == sources
-    # Nor those of the run before the last, or of one that was killed before it wrote its lists.
-    shutil.copy(drawn_data.images / "large.png", pictures)
+    # The same holds for earlier runs and for runs that were killed before they wrote their lists.
+    shutil.copy(synthetic_data.images / "large.png", pictures)
     predict_files(tiny_model, [pictures / "large.png"], pictures)
     own = [pictures / "large.png", mine, pictures / "two.png"]
     assert without_overlays(find_images([pictures]), pictures) == own
@@ -212,17 +216,19 @@ def test_overlays_of_an_earlier_run_are_not_segmented(
     assert overlay_names(own, pictures) == ["large.jpg", "mine_2.jpg", "two.jpg"]
 
 
-def test_names_of_many_equal_stems_are_found_at_once(tmp_path: Path) -> None:
+def test_many_equal_stems_take_linear_time(tmp_path: Path) -> None:
     (tmp_path / "a_3.jpg").touch()
     sources = [Path(f"folder{n}/{'Aa'[n % 2]}.png") for n in range(5)]
     assert overlay_names(sources, tmp_path) == ["A.jpg", "a_2.jpg", "A_4.jpg", "a_5.jpg", "A_6.jpg"]
     sources = [Path(f"folder{n}/image.png") for n in range(20_000)]
-    start = time.process_time()  # not by the clock: other work may run
+    start = time.process_time()  # CPU time, since other processes may be running
     assert overlay_names(sources, tmp_path)[-1] == "image_20000.jpg"
-    assert time.process_time() - start < 5  # minutes, if each began at 2
+    assert time.process_time() - start < 5  # it would take minutes if each search started at 2
 
 
-def test_pictures_too_long_for_jpeg_keep_their_results(tiny_model: MEInst, tmp_path: Path) -> None:
+def test_images_too_large_for_jpeg_get_a_smaller_overlay(
+    tiny_model: MEInst, tmp_path: Path
+) -> None:
     Image.new("RGB", (65_600, 2)).save(tmp_path / "scan.png")
     (outcome,) = predict_files(tiny_model, [tmp_path / "scan.png"], tmp_path / "out")
     assert outcome.error is None
@@ -232,10 +238,8 @@ def test_pictures_too_long_for_jpeg_keep_their_results(tiny_model: MEInst, tmp_p
     assert (image["width"], image["height"]) == (65_600, 2)
 
 
-def test_names_as_long_as_a_file_system_allows(
-    tiny_model: MEInst, drawn_data: DrawnData, tmp_path: Path
-) -> None:
+def test_long_file_names(tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path) -> None:
     source = tmp_path / f"{'n' * 251}.png"
-    shutil.copy(drawn_data.images / "two.png", source)
+    shutil.copy(synthetic_data.images / "two.png", source)
     (outcome,) = predict_files(tiny_model, [source], tmp_path / "out")
     assert outcome.error is None

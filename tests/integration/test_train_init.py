@@ -1,4 +1,4 @@
-"""`meinst train --init` and `--codec`: what a new model takes from an older one."""
+"""`meinst train --init` and `--codec`: what a new model reuses from an older one."""
 
 from __future__ import annotations
 
@@ -9,94 +9,94 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from short_training import RECIPE, WARNINGS, make_options
+from short_training import WARNINGS, make_options, with_values
 
 from meinst.data.coco import read_coco
-from meinst.engine.checkpoint import load_model, read_info
-from meinst.engine.config import load_recipe
+from meinst.models.checkpoint import load_model, read_info
+from meinst.models.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from conftest import DrawnData
+    from conftest import SyntheticData
 
 pytest.importorskip("lightning")
 
 pytestmark = WARNINGS
 
 
-def test_a_recipe_tells_of_the_codec_that_is_used(
-    finished_run: Path, drawn_data: DrawnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_saved_recipe_describes_the_codec_of_the_initial_model(
+    finished_run: Path,
+    synthetic_data: SyntheticData,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from meinst.engine.train import train
+    from meinst.training.train import train
 
-    recipe = tmp_path / "dct.yaml"
-    text = RECIPE.replace("n_components: 4,", "kind: dct, n_components: 9,")
-    recipe.write_text(text.replace("iterations: 8,", "iterations: 1,"))
+    values = {"codec.kind": "dct", "codec.n_components": 9, "schedule.iterations": 1}
     init = str(finished_run / "best.safetensors")
-    options = replace(make_options(drawn_data, recipe, tmp_path / "out"), random_backbone=False)
+    options = replace(
+        make_options(synthetic_data, tmp_path / "out", with_values(values)), random_backbone=False
+    )
     info = read_info(train(replace(options, init=init)))
-    assert f"the codec (pca, 4 numbers, masks of 14 x 14) is that of --init {init}" in caplog.text
+    assert "pca, 4 numbers, masks of 14 x 14" in caplog.text
+    assert f"--init {init}" in caplog.text
     assert (info.recipe.codec.kind, info.recipe.codec.n_components) == ("pca", 4)
     assert load_recipe(tmp_path / "out" / "recipe.yaml").codec == info.recipe.codec
 
 
-def test_starting_from_a_trained_model_keeps_what_fits(
-    finished_run: Path, drawn_data: DrawnData, tmp_path: Path
+def test_initial_model_gives_all_weights_but_the_class_logits(
+    finished_run: Path, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
-    from meinst.engine import start as module
+    from meinst.training import initialize as module
 
-    content = drawn_data.content()
+    content = synthetic_data.content()
     content["categories"] = [{"id": 3, "name": "round"}, {"id": 7, "name": "box"}]
     renamed = tmp_path / "renamed.json"
     renamed.write_text(json.dumps(content))
     weights = str(finished_run / "best.safetensors")
     options = replace(
-        make_options(drawn_data, Path(), tmp_path / "out"),
+        make_options(synthetic_data, tmp_path / "out", None),
         train_annotations=renamed,
         init=weights,
-        recipe=None,
     )
 
     recipe = module.find_recipe(options)
     assert recipe.schedule.iterations == 8
-    assert recipe.selection.score_threshold is None  # to be found for the new data
+    assert recipe.selection.score_threshold is None  # tuned on the new data
     model = module.make_model(options, recipe, read_coco(renamed))
     source = load_model(weights).state_dict()
     for name, tensor in model.state_dict().items():
         if name.startswith("head.logits."):
-            assert len(tensor) == 2  # made anew for the new classes
+            assert len(tensor) == 2  # reinitialised for the new classes
         else:
             assert torch.equal(tensor, source[name]), name
     other = replace(recipe, model=replace(recipe.model, channels=32))
-    with pytest.raises(
-        ValueError, match=r"--init has another network than the recipe: model\.channels differ"
-    ):
+    with pytest.raises(ValueError, match=r"model\.channels"):
         module.make_model(options, other, read_coco(renamed))
 
 
-def test_a_codec_of_its_own_makes_the_codes_of_an_initial_model_anew(
-    finished_run: Path, drawn_data: DrawnData, tmp_path: Path
+def test_another_codec_reinitialises_the_codes_of_the_initial_model(
+    finished_run: Path, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
+    from meinst.codec_tools.fit import fit_codec
     from meinst.codecs import load_codec
-    from meinst.engine.codec_fit import fit_codec
-    from meinst.engine.config import CodecOptions
-    from meinst.engine.start import find_recipe, make_model
+    from meinst.codecs.options import CodecOptions
+    from meinst.training.initialize import find_recipe, make_model
 
     weights = str(finished_run / "best.safetensors")
-    fitted = fit_codec(drawn_data.annotations, CodecOptions(n_components=3, mask_size=14))
+    fitted = fit_codec(synthetic_data.annotations, CodecOptions(n_components=3, mask_size=14))
     fitted.save(tmp_path / "three.npz")
     options = replace(
-        make_options(drawn_data, Path(), tmp_path / "out"),
+        make_options(synthetic_data, tmp_path / "out", None),
         init=weights,
-        recipe=None,
         codec=tmp_path / "three.npz",
     )
     recipe = find_recipe(options)
-    model = make_model(options, recipe, read_coco(drawn_data.annotations))
+    model = make_model(options, recipe, read_coco(synthetic_data.annotations))
     three = load_codec(tmp_path / "three.npz")
     assert all(torch.equal(a, three.state_dict()[n]) for n, a in model.codec.state_dict().items())
     source = load_model(weights).state_dict()
-    anew = {n for n, a in model.state_dict().items() if not torch.equal(a, source[n])}
-    assert {n for n in anew if not n.startswith("codec.")} == {
+    new = {n for n, a in model.state_dict().items() if not torch.equal(a, source[n])}
+    assert {n for n in new if not n.startswith("codec.")} == {
         "head.codes.weight",
         "head.codes.bias",
     }

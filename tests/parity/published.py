@@ -1,6 +1,6 @@
-"""The published system's recorded numbers, and the networks that have to give the same.
+"""Recordings of the published system, and the networks that must reproduce them.
 
-Functions are cached, so that tests share what takes long.
+Functions are cached, so that tests share slow computations.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from meinst.compat.adelaidet import from_adelaidet
 from meinst.compat.coco_classes import COCO_CLASSES
 from meinst.data.images import load_image
-from meinst.data.transforms import InputOptions, resized_size
+from meinst.data.transforms import ResizeOptions, resized_size
 from meinst.detections import Detections
 from meinst.detector.meinst import MEInst
-from meinst.engine.config import load_recipe
+from meinst.models.recipe import load_recipe
 from meinst.types import HeadOutputs
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -44,7 +44,7 @@ def _checkpoint(weights: str) -> dict[str, Tensor]:
 
 @functools.cache
 def load_published(weights: str) -> MEInst:
-    """The network with the published weights of a recording; shared, so copy before changing it."""
+    """The network with the weights of a recording; shared, so copy before changing it."""
     state = _checkpoint(weights)
     model = from_adelaidet(state, load_recipe(RECIPES[weights]), COCO_CLASSES)
     return model.eval()
@@ -58,15 +58,15 @@ def recorded(name: str) -> Recorded:
 
 
 def at_side(model: MEInst, side: int) -> MEInst:
-    """The same network, for another test size."""
+    """The same network with another test size."""
     model = copy.copy(model)
-    model.image_size = InputOptions(side, 1333)
+    model.resize_options = ResizeOptions(side, 1333)
     return model
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What one call of ``predict`` returned, and what the network said in it."""
+    """Outputs of the network and the detections of one call of ``predict``."""
 
     outputs: HeadOutputs
     detections: Detections
@@ -74,19 +74,19 @@ class Inference:
 
 
 def infer(weights: str, picture: str, side: int) -> Inference:
-    """What ``predict`` does with a picture (``a``, ``b``, ``c``) at a shorter side."""
-    # Two sides may mean the same size, where the longer side's limit decides.
+    """Run ``predict`` on a picture (``a``, ``b``, ``c``) resized to a shorter side."""
+    # Different sides can give the same size, because of the limit of the longer side.
     height, width = load_image(FIXTURES / f"{picture}.png").shape[:2]
-    return _infer(weights, picture, resized_size(height, width, InputOptions(side, 1333)))
+    return _infer(weights, picture, resized_size(height, width, ResizeOptions(side, 1333)))
 
 
 @functools.cache
 def _infer(weights: str, picture: str, resized: tuple[int, int]) -> Inference:
     model = at_side(load_published(weights), min(resized))
-    heard: list[HeadOutputs] = []
-    handle = model.register_forward_hook(lambda _module, _images, outputs: heard.append(outputs))
+    recording: list[HeadOutputs] = []
+    handle = model.register_forward_hook(lambda _model, _images, out: recording.append(out))
     try:
         detections = model.predict(FIXTURES / f"{picture}.png", score_threshold=0.0)
     finally:
         handle.remove()
-    return Inference(heard[0], detections, resized)
+    return Inference(recording[0], detections, resized)

@@ -1,4 +1,4 @@
-"""Feature maps and raw outputs at shorter side 160, against the published system's."""
+"""Feature maps and raw outputs at a shorter side of 160 equal those of the published system."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from meinst.data.images import load_image
 from meinst.data.transforms import resize_image
 from meinst.types import HeadOutputs
 
-TOLERANCE = 5e-4  # of the largest recorded value where that is larger than 1
+TOLERANCE = 5e-4  # relative to the largest recorded value if that is above 1
 LEVELS = (3, 4, 5, 6, 7)
 
 pytestmark = [
@@ -25,35 +25,35 @@ pytestmark = [
 @functools.cache
 def features_and_outputs(weights: str) -> tuple[list[torch.Tensor], HeadOutputs]:
     model = at_side(load_published(weights), 160)
-    image = resize_image(load_image(FIXTURES / "a.png"), model.image_size)
+    image = resize_image(load_image(FIXTURES / "a.png"), model.resize_options)
     with torch.inference_mode():
         pixels = model.prepare([torch.from_numpy(image).permute(2, 0, 1)])
         features = model.fpn(model.backbone(pixels))
         return features, model.head(features)
 
 
-def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
-    assert ours.shape == theirs.shape
-    difference = np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max())
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    difference = np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
     assert difference <= TOLERANCE
 
 
 def test_resized_picture(weights: str) -> None:
     model = at_side(load_published(weights), 160)
-    resized = resize_image(load_image(FIXTURES / "a.png"), model.image_size)  # (H, W, 3) RGB
-    theirs = recorded(f"heads_{weights}_160_a")["resized_image"]  # (3, H, W) BGR
-    np.testing.assert_array_equal(resized[..., ::-1].transpose(2, 0, 1), theirs)
+    resized = resize_image(load_image(FIXTURES / "a.png"), model.resize_options)  # (H, W, 3) RGB
+    expected = recorded(f"heads_{weights}_160_a")["resized_image"]  # (3, H, W) BGR
+    np.testing.assert_array_equal(resized[..., ::-1].transpose(2, 0, 1), expected)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_pyramid(weights: str, level: int) -> None:
     features, _ = features_and_outputs(weights)
-    theirs = recorded(f"heads_{weights}_160_a")[f"fpn_p{level}"]
-    assert_close(features[LEVELS.index(level)][0].numpy(), theirs)
+    expected = recorded(f"heads_{weights}_160_a")[f"fpn_p{level}"]
+    assert_close(features[LEVELS.index(level)][0].numpy(), expected)
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("published_name", "name"),
     [
         ("cls_logits", "logits"),
         ("bbox_reg", "boxes"),
@@ -63,13 +63,11 @@ def test_pyramid(weights: str, level: int) -> None:
 )
 @pytest.mark.parametrize("level", LEVELS)
 @torch.no_grad()
-def test_raw_outputs(weights: str, level: int, theirs: str, ours: str) -> None:
+def test_raw_outputs(weights: str, level: int, published_name: str, name: str) -> None:
     _, outputs = features_and_outputs(weights)
-    wanted = recorded(f"heads_{weights}_160_a")[f"{theirs}_p{level}"]  # (channels, H, W)
+    expected = recorded(f"heads_{weights}_160_a")[f"{published_name}_p{level}"]  # (channels, H, W)
     place = LEVELS.index(level)
     start = sum(outputs.level_sizes[:place])
     points = torch.arange(start, start + outputs.level_sizes[place])
-    found = (
-        getattr(outputs, ours)[torch.zeros_like(points), points].reshape(-1, len(wanted)).T
-    )  # (channels, H * W)
-    assert_close(found.numpy(), wanted.reshape(len(wanted), -1))
+    found = getattr(outputs, name)[torch.zeros_like(points), points].reshape(-1, len(expected))
+    assert_close(found.T.numpy(), expected.reshape(len(expected), -1))  # (channels, H * W)

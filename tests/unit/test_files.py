@@ -8,7 +8,7 @@ import pytest
 from meinst.files import write_atomically
 
 
-def test_a_new_file_and_its_folder(tmp_path: Path) -> None:
+def test_new_file_and_folder_are_created(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     write_atomically(path, b"1")
     assert path.read_bytes() == b"1"
@@ -16,7 +16,7 @@ def test_a_new_file_and_its_folder(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_link_stays_one_and_an_older_file_keeps_its_mode(tmp_path: Path) -> None:
+def test_link_is_followed_and_file_keeps_its_mode(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"1")
     target.chmod(0o600)
@@ -27,8 +27,8 @@ def test_a_link_stays_one_and_an_older_file_keeps_its_mode(tmp_path: Path) -> No
     assert target.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
-def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+def test_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     read: list[bytes] = []

@@ -1,4 +1,4 @@
-"""``meinst codec``: finds the subcommand, as :mod:`meinst.cli.main` does."""
+"""``meinst codec``: dispatch to the subcommands, as :mod:`meinst.cli.main` does."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "fit": "learn a codec from the masks of annotation files",
-    "merge": "add up sums that were counted apart, and fit",
-    "evaluate": "what masks lose: IoU, boundary IoU, the AP a detector can reach",
-    "compare": "choose kind, length and mask size: a table and plots",
-    "show": "look at a codec: mean, components, decoded masks",
+    "fit": "fit a codec on the masks of annotation files",
+    "merge": "add up sums of several fits, and fit a codec on them",
+    "evaluate": "measure a codec: IoU, boundary IoU, the AP that a detector can reach",
+    "compare": "compare kinds, code lengths and mask sizes: a table and plots",
+    "show": "draw a codec: mean, components, decoded masks",
 }
 
 EXAMPLES = """\
@@ -23,7 +23,7 @@ examples:
   meinst codec show codec.npz val.json --output codec.png
   meinst train --codec codec.npz ...
 
-`meinst codec COMMAND --help` tells a command's options."""
+`meinst codec COMMAND --help` lists the options of a command."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="meinst codec",
         usage="meinst codec [--help] COMMAND ...",
-        description="Mask codecs: the part that turns masks to short vectors and back.",
+        description="Mask codecs, which encode masks as short vectors and decode them.",
         epilog=f"commands:\n{commands}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         parser.parse_args(["--help"])
     if command not in COMMANDS:
         raise ValueError(
-            f"there is no command `codec {command}`; choose of {', '.join(COMMANDS)}; "
+            f"unknown command `codec {command}`; the commands are {', '.join(COMMANDS)}; "
             "see `meinst codec --help`"
         )
     module = importlib.import_module(f"meinst.cli.codec_{command}")

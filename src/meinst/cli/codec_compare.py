@@ -10,92 +10,92 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meinst.cli.arguments import parse_arguments
-from meinst.cli.output import check_each_once, read_all_told, told_warnings
+from meinst.cli.output import check_distinct, print_warnings, read_all_and_report
+from meinst.cli.parser import parse_command
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from meinst.codec_tools.compare import CompareRow
     from meinst.data.coco import Report
-    from meinst.engine.codec_compare import CompareRow
 
 EXAMPLES = """
 meinst codec compare val.json --fit train.json --output sweep
-meinst codec compare val.json --kinds pca autoencoder --components 60 --mask-sizes 28 --output ae
+meinst codec compare val.json --kinds pca autoencoder --n-components 60 --mask-sizes 28 --output ae
 """
 
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """Measure mask codecs of several kinds, lengths and mask sizes on the same annotations.
+    """Measure mask codecs of several kinds, code lengths and mask sizes on the same annotations.
 
-    Writes compare.csv, compare.md, which names the best setting below 1000 bytes an instance,
-    and plots (compare.png). The AP ceiling is COCO's mask AP of the ground truth after encoding
-    and decoding: what a detector that finds everything would reach.
+    Writes a table (compare.csv), the same as a page with the best setting below 1000 bytes per
+    instance (compare.md), and plots (compare.png). The AP ceiling is COCO's mask AP of the ground
+    truth after encoding and decoding: the most that a detector can reach.
 
     Attributes:
         annotations: COCO-format annotation files (JSON) to measure on; images are not needed.
         output: folder for the table and the plots.
-        fit: annotation files that learned codecs are fitted on; by default those measured on,
-            which flatters them.
-        kinds: pca, dct, grid and autoencoder (slow: each is trained for minutes).
-        components: numbers for each mask, K; a grid takes the largest square below.
-        mask_sizes: sides S of the grid that masks are drawn on.
+        fit: annotation files to fit codecs on; by default the files to measure on, which gives
+            optimistic figures.
+        kinds: kinds of codecs: pca, dct, grid, autoencoder (which takes minutes per setting).
+        n_components: lengths of a mask's code, K; rounded down to a square number for a grid.
+        mask_sizes: sides S of the grid on which masks are rasterised inside their boxes.
     """
 
     annotations: tuple[Path, ...]
     output: Path
     fit: tuple[Path, ...] = ()
     kinds: tuple[str, ...] = ("pca", "dct", "grid")
-    components: tuple[int, ...] = (30, 60, 120, 256)
+    n_components: tuple[int, ...] = (30, 60, 120, 256)
     mask_sizes: tuple[int, ...] = (28, 56)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    options = parse_arguments(
-        CompareArguments, arguments, "codec compare", EXAMPLES, positional="annotations"
+    options = parse_command(
+        CompareArguments, arguments, "codec compare", EXAMPLES, ("annotations",)
     )
 
     from rich.console import Console
     from rich.progress import Progress
 
-    from meinst.engine.codec_compare import (
+    from meinst.codec_tools.compare import (
         PLOT,
         best_line,
         compare_codecs,
         plan_settings,
         write_rows,
     )
-    from meinst.engine.predict import check_folder
+    from meinst.files import check_folder
 
-    settings = plan_settings(options.kinds, options.components, options.mask_sizes)
-    check_each_once(options.fit)
+    settings = plan_settings(options.kinds, options.n_components, options.mask_sizes)
+    check_distinct(options.fit)
     check_folder(options.output)
-    data = read_all_told(options.annotations)
+    data = read_all_and_report(options.annotations)
     errors = Console(stderr=True)
     bar = Progress(console=errors, transient=True, disable=not errors.is_terminal)
-    with told_warnings(), bar as progress:
+    with print_warnings(), bar as progress:
         task = progress.add_task("settings", total=len(settings))
         rows: list[CompareRow] = []
 
         def keep(row: CompareRow) -> None:
             rows.append(row)
-            write_rows(rows, options.output)  # learned kinds take minutes each: nothing is lost
+            write_rows(rows, options.output)  # after each row, since a fit can take minutes
             progress.advance(task)
 
-        def tell(path: Path, report: Report) -> None:
-            if options.fit and str(report):  # those of the files measured on are told already
+        def warn(path: Path, report: Report) -> None:
+            if str(report):
                 warnings.warn(f"{path}: {report}", stacklevel=2)
 
-        compare_codecs(settings, data, options.fit, keep, tell)
+        compare_codecs(settings, data, options.fit, keep, warn)
     if not rows:
         print("error: no setting could be fitted", file=sys.stderr)
         return 2
     if find_spec("matplotlib") is None:
-        print("for plots: pip install 'meinst[train]'", file=sys.stderr)
+        print("compare.png needs matplotlib: pip install 'meinst[train]'", file=sys.stderr)
     else:
-        from meinst.engine.codec_pictures import compare_plot
+        from meinst.codec_tools.report.plots import compare_plot
 
         compare_plot([asdict(row) for row in rows], options.output / PLOT)
     console = Console()
@@ -105,7 +105,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def rows_table(rows: Sequence[CompareRow]) -> Table:
-    """The settings with the numbers that decide; the file has all of them."""
+    """The settings with the most important scores; the file has all scores."""
     from rich.table import Table
 
     table = Table(title="mask codecs")

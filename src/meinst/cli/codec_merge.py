@@ -5,80 +5,56 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from meinst.cli.arguments import parse_arguments
+from meinst.cli.codec_options import parse_with_codec_options
+from meinst.codecs.options import CodecOptions
 
 EXAMPLES = """
 meinst codec merge a.moments b.moments --output all.npz
-meinst codec merge a.moments b.moments --output all.npz --components 120 --no-whiten
+meinst codec merge a.moments b.moments --output all.npz --n-components 120 --no-whiten
 meinst codec merge a.moments b.moments --output ab.moments
 """
+
+# The mask size and the classes are those of the sums; an autoencoder's seed has no effect.
+_FIXED = ("mask_size", "per_class", "seed")
 
 
 @dataclass(frozen=True)
 class MergeArguments:
-    """Add up sums that `meinst codec fit --moments` counted apart, and fit a codec on them.
+    """Add up sums from `meinst codec fit --moments`, and fit a codec of kind pca or dct on them.
 
-    Gives the same file, bit for bit, as one fit on all annotations, in whatever order the sums
-    come. Sums of categories kept apart give a basis for each category (pca).
+    The file is the same, bit for bit, as that of a single fit on all annotations, for any order of
+    the sums. Sums of separate classes give a pca codec with a basis for each class.
 
     Attributes:
         sums: files of sums (.moments).
-        output: file for the codec; or, where its name ends in .moments, for the merged sums.
-        kind: pca or dct.
-        components: numbers for each mask, K.
-        shrinkage: weight of the average mask in a category's basis, in masks.
-        sigmoid: encode logits; else zeros and ones.
-        whiten: codes of unit variance, as a detector's training wants them.
+        output: file for the codec (.npz), or, if its name ends in .moments, for the merged sums.
     """
 
     sums: tuple[Path, ...]
     output: Path
-    kind: Literal["pca", "dct"] = "pca"
-    components: int = 60
-    shrinkage: float = 3000.0
-    sigmoid: bool = True
-    whiten: bool = True
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    options = parse_arguments(MergeArguments, arguments, "codec merge", EXAMPLES, positional="sums")
+    options, codec_options = parse_with_codec_options(
+        MergeArguments, arguments, "codec merge", EXAMPLES, ("sums",), skip=_FIXED
+    )
 
-    from meinst.cli.output import check_each_once, check_file, told_warnings
-    from meinst.codecs import ClassMoments, load_moments
-    from meinst.engine.codec_fit import fitted_codec
-    from meinst.engine.config import CodecOptions
+    from meinst.cli.output import check_distinct, check_file, print_warnings
+    from meinst.codec_tools.fit import fit_from_moments, load_and_merge
+    from meinst.codecs import ClassMoments
 
-    check_each_once(options.sums)
+    check_distinct(options.sums)
     check_file(options.output, options.sums)
-    moments = load_moments(options.sums[0])
-    for path in options.sums[1:]:
-        other = load_moments(path)
-        if type(other) is not type(moments):
-            raise ValueError(
-                f"{path} holds {other.kind}, {options.sums[0]} holds {moments.kind}: count all "
-                "with --per-class, or all without."
-            )
-        try:
-            moments.merge(other)  # type: ignore[arg-type]  # of one type, as seen above
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    moments = load_and_merge(options.sums)
     if options.output.suffix == ".moments":
         moments.save(options.output)
     else:
-        wanted = CodecOptions(
-            kind=options.kind,
-            n_components=options.components,
-            mask_size=moments.mask_size,
-            sigmoid=options.sigmoid,
-            whiten=options.whiten,
-            per_class=options.kind == "pca" and isinstance(moments, ClassMoments),
-            shrinkage=options.shrinkage,
-        )
-        with told_warnings():
-            codec = fitted_codec(wanted, moments)
+        per_class = codec_options["kind"] == "pca" and isinstance(moments, ClassMoments)
+        chosen = CodecOptions(**codec_options, mask_size=moments.mask_size, per_class=per_class)
+        with print_warnings():
+            codec = fit_from_moments(moments, chosen)
         codec.save(options.output)
     print(f"{len(options.sums)} files, {moments.count:,} masks: {options.output}")
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meinst.cli.arguments import parse_arguments
+from meinst.cli.parser import parse_command
 
 EXAMPLES = """
 meinst convert MEInst_R_50_3x.pth r50_3x.safetensors
@@ -19,25 +19,25 @@ meinst convert r50_3x.safetensors back.pth --to adelaidet
 
 @dataclass(frozen=True)
 class ConvertArguments:
-    """Translate published weights to a file of meinst, or a model back.
+    """Convert published weights to a file of meinst, or a model to a published checkpoint.
 
-    A MEInst checkpoint of AdelaiDet becomes a model for --model of predict and evaluate and for
-    --init of train. A backbone of Detectron2 (ImageNet, MSRA: R-50.pkl) becomes a file for
-    --backbone-weights of train. Nothing in a file is executed, every tensor has to fit, and the
-    output is written whole or not at all.
+    A MEInst checkpoint of AdelaiDet becomes a model file for predict, evaluate and train --init. A
+    Detectron2 backbone (ImageNet, MSRA: R-50.pkl) becomes a file for train --backbone-weights. Code
+    in a file is never executed, every tensor must match, and the output is written completely or
+    not at all.
 
     Attributes:
         source: a .pth or .pkl file, hf://OWNER/REPO/FILE on the Hugging Face hub, or, with --to,
             a model of meinst (a file or a shipped model's name).
         output: the file to write, .safetensors or, with --to adelaidet, .pth.
-        recipe: a shipped recipe or a YAML file that the checkpoint was trained by; by default
-            found from its tensors. Recipes with the same network cannot be told apart:
-            MEInst_R_50_3x is taken, so name MEInst_R_50_1x and MEInst_R_50_3x_512.
-        class_names: names of the classes, separated by commas, of a checkpoint trained on
-            another data set; by default COCO's 80.
-        to: adelaidet turns a model of meinst back to a checkpoint that AdelaiDet loads, the
-            same tensors bit for bit; for models of the recipes MEInst_R_50_* and other such
-            ResNets. By default the translation is to meinst.
+        recipe: the shipped recipe or YAML file that the checkpoint was trained with; by default it
+            is derived from the tensors. They cannot tell apart recipes with the same network:
+            MEInst_R_50_3x is chosen, so name MEInst_R_50_1x and MEInst_R_50_3x_512.
+        class_names: comma-separated names of the classes of a checkpoint trained on another data
+            set; by default COCO's 80.
+        to: adelaidet converts a model of meinst back to a checkpoint for AdelaiDet, with the same
+            tensors bit for bit; for models of the recipes MEInst_R_50_* and similar ResNets. By
+            default the conversion is to meinst.
     """
 
     source: str
@@ -49,13 +49,13 @@ class ConvertArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    options = parse_arguments(
-        ConvertArguments, arguments, "convert", EXAMPLES, ("source", "output")
-    )
+    options = parse_command(ConvertArguments, arguments, "convert", EXAMPLES, ("source", "output"))
     if options.to not in (None, "adelaidet"):
-        raise ValueError(f"--to {options.to}: only adelaidet is known; see `meinst convert --help`")
+        raise ValueError(
+            f"--to {options.to}: the only choice is adelaidet; see `meinst convert --help`"
+        )
     if options.to and (options.recipe or options.class_names):
-        raise ValueError("--recipe and --class-names are for translating to meinst, not for --to.")
+        raise ValueError("--recipe and --class-names are for converting to meinst, not for --to.")
 
     from meinst.compat.convert import convert, convert_back
 
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     else:
         names = [name.strip() for name in (options.class_names or "").split(",") if name.strip()]
         done = convert(options.source, options.output, options.recipe, names)
-    print(f"found: {done.found}, {done.tensors} tensors, {done.recipe}")
+    print(f"source: {done.found}, {done.tensors} tensors, {done.recipe}")
     for note in done.notes:
         print("note:", note)
     print(f"written: {options.output}")

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meinst.cli.arguments import parse_arguments
+from meinst.cli.parser import parse_command
 
 EXAMPLES = """
 meinst demo
 meinst demo --output somewhere
 """
 
-# Pictures that are inside scikit-image's package, so nothing is downloaded, and what is shown of
-# them: nuclei of a quarter of the tissue, as large then as those that the model was trained on.
+# Pictures in scikit-image's package, so nothing is downloaded, and the part of each that is used:
+# a quarter of the tissue, so that nuclei are as large as in the training images.
 PICTURES = {
     "photos": ("astronaut", slice(None)),
     "nuclei": ("immunohistochemistry", slice(256, None)),
@@ -27,7 +27,7 @@ class DemoArguments:
     """Try the shipped models on two pictures that come with scikit-image.
 
     Attributes:
-        output: folder of the pictures and results; made if it is not there.
+        output: folder for the pictures and results; created if it does not exist.
     """
 
     output: Path = Path("meinst-demo")
@@ -35,7 +35,7 @@ class DemoArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    options = parse_arguments(DemoArguments, arguments, "demo", EXAMPLES)
+    options = parse_command(DemoArguments, arguments, "demo", EXAMPLES)
     try:
         from skimage import data as pictures
     except ImportError as error:
@@ -45,9 +45,9 @@ def run(arguments: Sequence[str]) -> int:
     from PIL import Image
 
     from meinst.cli.predict import print_result
-    from meinst.engine.checkpoint import load_model
-    from meinst.engine.predict import check_folder, predict_files
-    from meinst.files import write_atomically
+    from meinst.files import check_folder, write_atomically
+    from meinst.inference.predict import predict_files
+    from meinst.models.load import load
 
     check_folder(options.output)
     overlays = []
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         source = options.output / "pictures" / f"{picture_name}.png"
         write_atomically(source, buffer.getvalue())
         (outcome,) = predict_files(
-            load_model(model_name),
+            load(model_name).fuse(),
             [source],
             options.output / model_name,
             on_image=print_result,

@@ -1,4 +1,4 @@
-"""Where a model runs."""
+"""The option ``--device``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def find_device(name: str) -> torch.device:
-    """A device by its name; ``auto`` is a GPU where there is one.
+    """Return a device by its name; ``auto`` is the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: if torch has no such device here.
+        ValueError: if the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

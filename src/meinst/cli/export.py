@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from meinst.cli.arguments import parse_arguments
+from meinst.cli.parser import parse_command
 
 if TYPE_CHECKING:
-    from meinst.engine.export import ExportReport
+    from rich.progress import Progress
+
+    from meinst.export.export import ExportReport
 
 EXAMPLES = """
 meinst export photos --output photos-openvino
@@ -23,22 +25,22 @@ meinst export nuclei --int8 --calibration-images train --images val --annotation
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Convert a model for OpenVINO or ONNX Runtime on a CPU.
+    """Export a model to OpenVINO or ONNX Runtime, for CPUs.
 
-    The output folder is what --model of predict and evaluate takes, with the same results: the
-    network as a graph for OpenVINO or ONNX Runtime, for pictures of any size, and
-    meinst.safetensors with all else. It is compared with the model on drawn pictures and not
-    written if it differs.
+    The output folder can be given as --model to predict and evaluate, with the same results. It
+    contains the network as a graph, for images of any size, and meinst.safetensors with everything
+    else. The graph is compared with the model on synthetic pictures and not written if it differs.
 
     Attributes:
         model: a shipped model's name (see meinst models) or a model file.
-        output: folder to write; an export that is there is replaced, anything else is not.
-        format: openvino is the faster, onnx the more portable.
-        int8: quantise the network to 8 bits, 1.5 to 1.9 times as fast; costs a little AP.
-        calibration_images: for --int8, without a default: folder of pictures like those to be
-            segmented, training images for example; of more than 300, 300 are drawn.
-        annotations: COCO-format annotations (JSON) to measure the export on, for --int8 before
-            and after quantising; by default nothing is measured.
+        output: the folder to write; an older export is replaced, anything else is not.
+        format: openvino is faster, onnx is more portable.
+        int8: quantize the network to 8 bits, which makes it 1.8 to 1.9 times as fast and costs a
+            little AP.
+        calibration_images: for --int8 (no default): folder of images like those to be segmented,
+            for example training images; of more than 300 a random sample is used.
+        annotations: COCO annotations (JSON) on which to evaluate the export, with --int8 before and
+            after quantization; by default nothing is evaluated.
         images: folder of the annotated images; by default that of --calibration-images.
         max_ap_drop: for --int8 with --annotations: write nothing if more points (hundredths) of
             mask AP are lost.
@@ -56,78 +58,79 @@ class ExportArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    options = parse_arguments(ExportArguments, arguments, "export", EXAMPLES, ("model",))
+    options = parse_command(ExportArguments, arguments, "export", EXAMPLES, ("model",))
     _check(options)
 
     from rich.console import Console
     from rich.progress import Progress
 
-    from meinst.cli.output import read_told
+    from meinst.cli.output import read_and_report
     from meinst.data.images import find_images
-    from meinst.engine.checkpoint import load_model, read_info
-    from meinst.engine.export import export_model
+    from meinst.export.export import export_model
+    from meinst.models.checkpoint import load_model
 
-    info = read_info(options.model)
+    model = load_model(options.model)
     calibration = data = None
     if options.calibration_images is not None:
         calibration = find_images([options.calibration_images])
     if options.annotations is not None:
-        data = read_told(options.annotations, options.images or options.calibration_images)
+        data = read_and_report(options.annotations, options.images or options.calibration_images)
     progress = Progress(console=Console(stderr=True), transient=True)
     task = progress.add_task("images")
 
     def show(step: str, images: int) -> None:
-        if progress.live.is_started:
-            progress.stop()
+        _stop(progress)
         print(f"{step} ...", flush=True)
-        if images:  # else none: nncf has bars of its own
+        if images:  # otherwise nncf shows bars of its own
             progress.reset(task, total=images)
             progress.start()
 
     try:
         report = export_model(
-            load_model(options.model),
+            model,
             options.output,
             options.format,
             calibration=calibration,
             data=data,
             max_ap_drop=options.max_ap_drop,
-            recipe=info.recipe,
-            metrics=info.metrics,
             on_step=show,
             on_image=lambda: progress.advance(task),
         )
     finally:
-        if progress.live.is_started:
-            progress.stop()
+        _stop(progress)
     _print_report(report)
     return 0
 
 
+def _stop(progress: Progress) -> None:
+    if progress.live.is_started:  # otherwise stop() prints an empty line
+        progress.stop()
+
+
 def _check(options: ExportArguments) -> None:
-    """Refuse options that do not go together."""
-    from meinst.engine.checkpoint import list_models
+    """Reject options that do not fit together."""
+    from meinst.models.checkpoint import list_models
 
     if Path(options.model).is_dir() and options.model not in list_models():
         raise ValueError(
-            f"{options.model} is a folder, an export perhaps: give the model file that it was "
-            "made from, or a shipped model's name."
+            f"{options.model} is a folder, perhaps an export: give the model file that it was made "
+            "from, or a shipped model's name."
         )
     if options.int8 and options.calibration_images is None:
         raise ValueError(
-            "--int8 needs pictures: give a folder of some like those to be segmented with "
+            "--int8 needs images: give a folder of some like those to be segmented with "
             "--calibration-images."
         )
     if options.calibration_images is not None and not options.int8:
-        raise ValueError("--calibration-images is for --int8: give both or neither.")
+        raise ValueError("--calibration-images needs --int8: give both or neither.")
     if options.max_ap_drop != ExportArguments.max_ap_drop and not (
         options.int8 and options.annotations
     ):
         raise ValueError(
-            "--max-ap-drop is for --int8 with --annotations: else no AP is measured that falls."
+            "--max-ap-drop needs --int8 and --annotations: otherwise no AP is measured."
         )
     if options.annotations is None and options.images is not None:
-        raise ValueError("--images is for --annotations: give both or neither.")
+        raise ValueError("--images needs --annotations: give both or neither.")
     if options.annotations and not (options.images or options.calibration_images):
         raise ValueError("--annotations needs the folder of its images: give it with --images.")
 
@@ -136,6 +139,6 @@ def _print_report(report: ExportReport) -> None:
     print(f"largest differences from the model: {report.differences}")
     for name, metrics in (("float32", report.float32), ("int8", report.int8)):
         if metrics is not None:
-            box, mask = metrics.bbox["AP"], metrics.segm["AP"]
+            box, mask = metrics.bbox.ap, metrics.segm.ap
             print(f"{name}: box AP {box:.3f}, mask AP {mask:.3f} ({metrics.images} images)")
     print(f"written: {report.folder}")

@@ -1,6 +1,6 @@
-"""The command ``meinst``: finds the subcommand, turns known errors into one line.
+"""The command ``meinst``: runs a subcommand and prints known errors in one line.
 
-Nothing heavy is imported here: a subcommand's module is, when that subcommand is called.
+A subcommand's module is imported only when it is called, so that ``meinst --help`` is fast.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
 from types import FrameType
 from typing import Any, NoReturn
 
+from meinst.version import __version__
+
 COMMANDS = {
-    "demo": "try the shipped models on two pictures (of scikit-image)",
-    "predict": "segment images: overlays and COCO results",
+    "demo": "try the shipped models on two images from scikit-image",
+    "predict": "segment images: write overlays and COCO results",
     "models": "list the shipped models",
-    "train": "train on your own COCO-format data",
-    "evaluate": "measure a model: COCO box and mask AP",
-    "codec": "fit, compare and look at mask codecs",
-    "export": "convert a model for OpenVINO or ONNX Runtime, 8 bits if wished",
-    "convert": "use the published MEInst weights, or an ImageNet backbone",
+    "train": "train on your own data in COCO format",
+    "evaluate": "evaluate a model: COCO AP of boxes and masks",
+    "codec": "fit, compare, evaluate and plot mask codecs",
+    "export": "export a model to OpenVINO or ONNX Runtime, optionally with 8 bits",
+    "convert": "convert published MEInst weights, or an ImageNet backbone",
 }
 
 EXAMPLES = """\
@@ -39,19 +40,19 @@ examples:
   meinst evaluate --model runs/mine/best.safetensors --images val --annotations val.json
   meinst convert MEInst_R_50_3x.pth r50_3x.safetensors
 
-`meinst COMMAND --help` tells a command's options. Exit code: 0 all done; 1 part of it failed
-(the rest is done); 2 bad arguments or input; 130 interrupted; 143 told to stop (SIGTERM).
-MEINST_TRACEBACK=1 in the environment shows where in the code an error was raised."""
+`meinst COMMAND --help` describes a command. Exit codes: 0 success; 1 some inputs failed, the
+others were processed; 2 invalid arguments or input; 130 interrupted; 143 terminated (SIGTERM).
+Set the environment variable MEINST_TRACEBACK=1 to print tracebacks of errors."""
 
-# What the engine raises with a message for users; anything else is a fault of this program.
+# Errors whose message is meant for users; any other error is a bug.
 KNOWN_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, ``sys.argv`` by default, and return its exit code."""
-    if hasattr(sys.stdout, "reconfigure"):  # a file's name may hold what a terminal cannot show
+    if hasattr(sys.stdout, "reconfigure"):  # for file names that the terminal cannot print
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; only pixels count here
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they concern metadata, not pixels
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as stop:
@@ -65,18 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the work as Ctrl-C does: what was done is written first."""
+def _exit_on_signals() -> Iterator[None]:
+    """Exit on SIGTERM and SIGHUP as on Ctrl-C, so that finished results are still written."""
 
-    def end(number: int, _: FrameType | None) -> NoReturn:
+    def exit_with_code(number: int, _: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has not both
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-                before[number] = signal.signal(number, end)
+                before[number] = signal.signal(number, exit_with_code)
     try:
         yield
     finally:
@@ -86,7 +87,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 def _run(arguments: list[str]) -> int:
     width = max(map(len, COMMANDS)) + 2
-    commands = "\n".join(f"  {name:{width}}{what}" for name, what in COMMANDS.items())
+    commands = "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="meinst",
         usage="meinst [--help] [--version] COMMAND ...",
@@ -95,9 +96,9 @@ def _run(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    parser.add_argument("--help", "-h", action="help", help="show this and exit")
+    parser.add_argument("--help", "-h", action="help", help="show this help and exit")
     parser.add_argument(
-        "--version", action="version", version=version("meinst"), help="show the version and exit"
+        "--version", action="version", version=__version__, help="show the version and exit"
     )
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -106,15 +107,15 @@ def _run(arguments: list[str]) -> int:
         parser.print_help(sys.stderr)
         return 2
     if parsed.command not in COMMANDS:
-        raise ValueError(f"there is no command {parsed.command!r}; choose of {', '.join(COMMANDS)}")
+        raise ValueError(f"unknown command {parsed.command!r}; choose one of {', '.join(COMMANDS)}")
     module = importlib.import_module(f"meinst.cli.{parsed.command}")
-    # Training saves its state first, and would be ended before.
-    with nullcontext() if parsed.command == "train" else _ended_by_signals():
+    # Training handles signals itself: it saves a checkpoint first.
+    with nullcontext() if parsed.command == "train" else _exit_on_signals():
         code: int = module.run(parsed.rest)
     return code
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Leave the printing to :func:`main`."""
+        """Raise the error, which :func:`main` prints."""
         raise ValueError(f"{message}; see `{self.prog} --help`")

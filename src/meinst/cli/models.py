@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from meinst.cli.arguments import parse_arguments
+from meinst.cli.parser import parse_command
 
 EXAMPLES = """
 meinst models
@@ -15,22 +15,22 @@ meinst predict holiday.jpg --model photos
 
 @dataclass(frozen=True)
 class ModelsArguments:
-    """List the models that are shipped: their classes, size and measured AP (0 to 1)."""
+    """List the shipped models with their classes, size and validation AP (0 to 1)."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    parse_arguments(ModelsArguments, arguments, "models", EXAMPLES)
+    parse_command(ModelsArguments, arguments, "models", EXAMPLES)
 
     from rich.console import Console
     from rich.table import Table
 
-    from meinst.engine.checkpoint import find_model, list_models, load_model, read_info
+    from meinst.models.checkpoint import find_model, list_models, load_model, read_info
 
     table = Table()
     for heading in ("model", "classes"):
         table.add_column(heading, overflow="fold")
-    for heading in ("file, MB", "parameters", "box AP", "mask AP"):
+    for heading in ("size, MB", "parameters", "box AP", "mask AP"):
         table.add_column(heading, justify="right")
     for name in list_models():
         info = read_info(name)

@@ -1,4 +1,4 @@
-"""What commands share: progress, warnings, and the check of a file they will write."""
+"""What the commands share: progress bars, warnings, and checks of the files they will write."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 def mask_progress(
     total: int | None = None, *, noun: str = "masks", shown: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """A bar of masks done and masks per second.
+    """A progress bar of masks done and masks per second.
 
     Args:
-        total: number of masks, where it is known.
-        noun: what is counted, where it is not masks.
-        shown: whether there is a bar.
+        total: number of masks, if known.
+        noun: what is counted, if not masks.
+        shown: whether to show the bar.
 
     Yields:
-        To be called with a number of masks whenever so many more are done.
+        A function to call with the number of further masks done.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -50,8 +50,8 @@ def mask_progress(
 
 
 @contextmanager
-def told_warnings() -> Iterator[None]:
-    """Warnings as lines on the error stream, without their place in the code."""
+def print_warnings() -> Iterator[None]:
+    """Print warnings as lines on the error stream, without their place in the code."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -62,18 +62,18 @@ def told_warnings() -> Iterator[None]:
 
 
 def check_file(path: Path, others: Iterable[Path] = (), option: str = "--output") -> None:
-    """Prove that a file can be written there before the work begins that fills it.
+    """Verify that a file can be written, before the work begins that fills it.
 
     Args:
         path: the file.
-        others: files that are read or written by the same command.
-        option: which option gave it.
+        others: files that the same command reads or writes.
+        option: the option that gave it.
 
     Raises:
-        ValueError: it is a folder, or one of the others.
-        OSError: its folder cannot be written.
+        ValueError: if it is a folder, or one of the others.
+        OSError: if its folder cannot be written.
     """
-    from meinst.engine.predict import check_folder
+    from meinst.files import check_folder
 
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder; give the name of a file.")
@@ -82,39 +82,39 @@ def check_file(path: Path, others: Iterable[Path] = (), option: str = "--output"
     check_folder(path.parent)
 
 
-def check_each_once(paths: Iterable[Path]) -> None:
-    """Refuse a file that is given twice, under whatever names.
+def check_distinct(paths: Iterable[Path]) -> None:
+    """Reject a file that is given twice, even under different names.
 
     Raises:
         ValueError: naming both.
     """
-    found: dict[Path, Path] = {}
+    known: dict[Path, Path] = {}
     for path in paths:
-        first = found.setdefault(path.resolve(), path)
+        first = known.setdefault(path.resolve(), path)
         if first is not path:
-            raise ValueError(f"{path} and {first} are one file, which would count twice.")
+            raise ValueError(f"{path} and {first} are the same file, which would count twice.")
 
 
-def read_told(annotations: Path, images: Path | None = None) -> CocoData:
-    """Read annotations and tell what is faulty in them; see :func:`meinst.data.coco.read_coco`."""
+def read_and_report(annotations: Path, images: Path | None = None) -> CocoData:
+    """Read annotations and print what was left out or repaired in them."""
     from meinst.data.coco import read_coco
 
     data = read_coco(annotations, images)
-    tell_report(annotations, data.report)
+    print_report(annotations, data.report)
     return data
 
 
-def read_all_told(annotations: Sequence[Path]) -> list[CocoData]:
+def read_all_and_report(annotations: Sequence[Path]) -> list[CocoData]:
     """Read several annotation files without images.
 
     Raises:
-        ValueError: if one is given twice, or is no annotation file.
+        ValueError: if one is given twice, or is not an annotation file.
     """
-    check_each_once(annotations)
-    return [read_told(path) for path in annotations]
+    check_distinct(annotations)
+    return [read_and_report(path) for path in annotations]
 
 
-def tell_report(path: Path, report: Report) -> None:
-    """What was found faulty in an annotation file, as lines on the error stream."""
+def print_report(path: Path, report: Report) -> None:
+    """Print what was left out or repaired in an annotation file, on the error stream."""
     for line in str(report).splitlines():
         print(f"warning: {path}:", line, file=sys.stderr)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meinst.cli.arguments import parse_arguments
+from meinst.cli.parser import parse_command
 
 if TYPE_CHECKING:
-    from meinst.engine.predict import ImageResult
+    from meinst.inference.predict import ImageResult
 
 EXAMPLES = """
 meinst predict holiday.jpg
@@ -24,21 +24,21 @@ meinst predict holiday.jpg --model runs/mine/best.safetensors --score-threshold 
 class PredictArguments:
     """Segment images.
 
-    For each image an overlay (JPEG, named after the image) is written to the output folder, and
-    for all of them predictions.json (COCO results, masks as RLE in the size of the original) and
-    images.json (which image_id is which file, which category_id is which class; pycocotools:
+    Writes an overlay of each image (JPEG, named after the image) to the output folder, and for all
+    images together predictions.json (COCO results, masks as RLE in the size of the original) and
+    images.json (the file of each image_id and the class of each category_id; with pycocotools:
     COCO("images.json").loadRes("predictions.json"), unless that is an empty list). Overlays that
-    earlier runs wrote there are not segmented. Of a file of several frames or pages the first is.
+    earlier runs wrote there are skipped. Of a file with several pages the first is used.
 
     Attributes:
-        sources: image files, folders (the images directly in them) or glob patterns in quotes.
+        sources: image files, folders (the images directly in them) or quoted glob patterns.
         model: a shipped model's name (see meinst models), a model file or an exported folder.
-        output: folder of the results; made if it is not there.
-        score_threshold: smallest score of a detection, 0 to 1; by default the model's own.
-        max_detections: most detections of an image; by default the model's own.
-        batch_size: images that the network takes at once, where they have one size; meant
-            for GPUs.
-        device: cpu, cuda or another of torch's; auto takes a GPU where there is one.
+        output: folder for the results; created if it does not exist.
+        score_threshold: smallest score of a detection, 0 to 1; by default the score that maximised
+            F1 on the model's validation set.
+        max_detections: limit of detections per image; by default the model's own.
+        batch_size: images per forward pass, where they have the same size; useful on GPUs.
+        device: cpu, cuda or another torch device; auto uses a GPU if there is one.
     """
 
     sources: list[str]
@@ -52,29 +52,29 @@ class PredictArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    options = parse_arguments(PredictArguments, arguments, "predict", EXAMPLES, "sources")
+    options = parse_command(PredictArguments, arguments, "predict", EXAMPLES, ("sources",))
 
     from meinst.cli.device import find_device
+    from meinst.cli.memory import keep_for_reuse
     from meinst.data.images import find_images
-    from meinst.engine.memory import keep_for_reuse
-    from meinst.engine.predict import RESULTS, predict_files, without_overlays
-    from meinst.engine.runtime import load
+    from meinst.inference.predict import predict_files
+    from meinst.inference.results import RESULTS, without_overlays
+    from meinst.models.load import load
 
-    found = find_images(options.sources)
-    sources = without_overlays(found, options.output)
+    images = find_images(options.sources)
+    sources = without_overlays(images, options.output)
     if not sources:
-        raise ValueError(f"all images given are overlays that an earlier run wrote: {found[0]}")
-    if len(sources) < len(found):
-        left_out = len(found) - len(sources)
-        print(f"left out: {left_out} overlays of an earlier run in {options.output}")
+        raise ValueError(f"all given images are overlays of an earlier run: {images[0]}")
+    if len(sources) < len(images):
+        skipped = len(images) - len(sources)
+        print(f"skipped: {skipped} overlays of an earlier run in {options.output}")
     keep_for_reuse()
-    model = load(options.model).to(find_device(options.device))
+    model = load(options.model).fuse().to(find_device(options.device))
     outcomes = predict_files(
         model,
         sources,
         options.output,
-        score_threshold=options.score_threshold,
-        max_detections=options.max_detections,
+        selection=model.selection.override(options.score_threshold, options.max_detections),
         batch_size=options.batch_size,
         on_image=print_result,
     )
@@ -90,9 +90,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def print_result(result: ImageResult) -> None:
-    """Print the summary line of an image; failures are told at the end."""
+    """Print the summary line of an image; failures are printed at the end."""
     if result.error is not None:
         return
     found = ", ".join(f"{count} {name}" for name, count in result.counts.items())
-    took = f"{result.milliseconds:.0f} ms"
-    print(f"{result.source}: {found or 'nothing found'} ({took}) -> {result.overlay}", flush=True)
+    time = f"{result.milliseconds:.0f} ms"
+    print(f"{result.source}: {found or 'nothing found'} ({time}) -> {result.overlay}", flush=True)

@@ -1,27 +1,9 @@
-"""Mask codecs: binary masks to short vectors and back."""
+"""Mask codecs: encode binary masks as short vectors, and decode them.
 
-from meinst.codecs.autoencoder import AutoencoderCodec
-from meinst.codecs.base import Codec, NotFittedError
-from meinst.codecs.codec_file import CodecFileError
-from meinst.codecs.dct import DCTCodec
-from meinst.codecs.grid import GridCodec
-from meinst.codecs.kinds import codec_from_config, load_codec
-from meinst.codecs.linear import LinearCodec
-from meinst.codecs.moments import ClassMoments, Moments, load_moments
-from meinst.codecs.pca import PCACodec
+Names are imported on first use, so that command lines can read ``CodecOptions`` without importing
+torch. The stub ``__init__.pyi`` lists them.
+"""
 
-__all__ = [
-    "AutoencoderCodec",
-    "ClassMoments",
-    "Codec",
-    "CodecFileError",
-    "DCTCodec",
-    "GridCodec",
-    "LinearCodec",
-    "Moments",
-    "NotFittedError",
-    "PCACodec",
-    "codec_from_config",
-    "load_codec",
-    "load_moments",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

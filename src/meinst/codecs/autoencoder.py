@@ -1,4 +1,4 @@
-"""A small autoencoder as a mask codec: the learned alternative to principal components."""
+"""A small autoencoder as a mask codec: a nonlinear alternative to principal components."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from meinst.codecs.autoencoder_fit import Layers, fit_layers, run_layers
 from meinst.codecs.base import Codec, binary_masks, checked_codes
 from meinst.codecs.clipped_logit import Logits
 from meinst.codecs.linear import checked_config
+from meinst.codecs.options import CodecOptions
 
 _PARTS = ("encoder", "decoder")
 
 
 class AutoencoderCodec(Codec):
-    """Masks as the bottleneck of a network of one hidden layer in each direction.
+    """Mask codec that encodes masks as the bottleneck of a network with small hidden layers.
 
-    Encoder and decoder are each a linear map, which starts as the principal components', plus a
-    hidden layer that learns what these leave over. At ``K = 60`` that keeps more of a mask than
-    any linear code, since outlines do not lie in a flat space. Over the masks of the fit a
-    coefficient has the mean 0 and the variance 1. One encoding serves all classes.
+    Encoder and decoder each consist of a linear map, initialised with the principal components,
+    and a hidden layer in parallel that learns the remainder. At ``K = 60`` this reconstructs masks
+    better than any linear code, since outlines do not lie in a linear subspace. Over the fitted
+    masks, coefficients have mean 0 and variance 1. All classes share one encoding.
 
-    The network is trained by :meth:`fit` alone: its weights are buffers, so the detector that
-    holds the codec does not train them.
+    The network is trained only by :meth:`fit`: its weights are buffers, so the detector that holds
+    the codec does not train them.
 
     Attributes:
         encoder_linear_, decoder_linear_: ``(K, D)`` and ``(D, K)``.
@@ -38,6 +39,7 @@ class AutoencoderCodec(Codec):
     """
 
     kind = "autoencoder"
+    title = "Autoencoder"
 
     def __init__(
         self,
@@ -56,13 +58,13 @@ class AutoencoderCodec(Codec):
             n_components: ``K``, from 1 to ``S * S``.
             mask_size: ``S``.
             hidden: ``H``, units of each hidden layer.
-            iterations: steps of the fit; its time does not depend on the number of masks.
-            batch_size: masks of a step.
+            iterations: training steps; the time of a fit does not depend on the number of masks.
+            batch_size: masks per step.
             lr: largest learning rate.
-            seed: of the first weights, of the order of masks and of the noise.
+            seed: seed of the initial weights, the order of masks and the noise.
 
         Raises:
-            ValueError: a value out of range.
+            ValueError: if a value is out of range.
         """
         super().__init__()
         size = mask_size * mask_size
@@ -95,7 +97,7 @@ class AutoencoderCodec(Codec):
                 self.register_buffer(f"{part}_{name}_", tensor)
         self._fitted = False
 
-    # Learning
+    # Fitting
 
     def fit(
         self,
@@ -104,20 +106,20 @@ class AutoencoderCodec(Codec):
         *,
         on_step: Callable[[int], None] | None = None,
     ) -> Self:
-        """Forget what was learned and learn from masks.
+        """Train the network, discarding any previous fit.
 
-        The same masks in the same order, seed and number of threads give the same bits on a
-        machine. The masks are seen again and again, so they must all be there; they are not
-        copied. Of more than some 200,000 a sample will do.
+        On one machine, the same masks in the same order, seed and number of threads give the same
+        bits. Training iterates over the masks many times, so all must be in memory; they are not
+        copied. A sample of some 200,000 masks is enough.
 
         Args:
-            masks: ``(N, S, S)``.
-            labels: not looked at.
+            masks: ``(N, S, S)`` bool, uint8 or float, binary at one half.
+            labels: ignored.
             on_step: called after each step with the number of steps done.
 
         Raises:
-            ValueError: masks that span fewer than ``K`` directions, which principal components
-                keep whole; a wrong shape; or a fit that diverges.
+            ValueError: if the masks span fewer than ``K`` directions, so that principal components
+                reconstruct them exactly; if a shape is wrong; or if training diverges.
         """
         encoder, decoder = fit_layers(
             masks.detach(),
@@ -146,7 +148,7 @@ class AutoencoderCodec(Codec):
 
     @property
     def fitted(self) -> bool:
-        """Whether masks were learned from, here or by what was loaded."""
+        """Whether the codec can encode and decode."""
         return self._fitted
 
     # Encoding and decoding
@@ -164,7 +166,7 @@ class AutoencoderCodec(Codec):
         inside = binary_masks(masks, self.mask_size)  # (N, D)
         if logits != "expected":
             raise ValueError(
-                f"logits={logits!r} needs logits; an autoencoder reads zeros and ones."
+                f"logits={logits!r} needs a codec with logits; an autoencoder has none."
             )
         return run_layers(self._layers("encoder"), 2 * inside.float() - 1)  # (N, K)
 
@@ -179,10 +181,19 @@ class AutoencoderCodec(Codec):
         """Decode codes to soft masks; see :meth:`Codec.inverse_transform`."""
         return self.inverse_logits(codes, labels).sigmoid()
 
-    # Keeping
+    # Options and configurations
+
+    @classmethod
+    def from_options(
+        cls,
+        options: CodecOptions,
+        class_names: tuple[str, ...] | None = None,  # noqa: ARG003
+    ) -> Self:
+        """Build the codec from options; see :meth:`Codec.from_options`."""
+        return cls(options.n_components, options.mask_size, seed=options.seed)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the hyper-parameters with ``kind``, as JSON takes them."""
+        """Return the hyper-parameters and ``kind``, ready for JSON."""
         return {
             "kind": self.kind,
             "n_components": self.n_components,
@@ -196,11 +207,7 @@ class AutoencoderCodec(Codec):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build an unfitted codec from what :meth:`get_config` returned.
-
-        Raises:
-            ValueError: another kind, or an unknown, missing or wrong value.
-        """
+        """Build the codec from a configuration; see :meth:`Codec.from_config`."""
         names = ("n_components", "mask_size", "hidden", "iterations", "batch_size", "seed")
         types: dict[str, type | tuple[type, ...]] = dict.fromkeys(names, int)
         return cls(**checked_config(config, cls.kind, types | {"lr": (int, float)}))

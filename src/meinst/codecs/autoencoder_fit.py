@@ -1,10 +1,10 @@
-"""The network of the autoencoder codec as pure functions, and how it is trained."""
+"""The network of the autoencoder codec as pure functions, and its training."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,16 +17,16 @@ from meinst.codecs.moments import Moments
 from meinst.codecs.pca import PCACodec
 from meinst.ops.dice import dice_loss
 
-# Noise on the codes while training, in standard deviations. A detector's codes are never exact;
-# with it the decoder changes slowly where codes do.
+# Noise that is added to codes in training, in standard deviations. It makes the decoder smooth,
+# which matters because the codes of a detector are never exact.
 _NOISE = 0.1
-# Steps over which the learning rate rises; at most a tenth of all.
+# Steps of linear warm-up of the learning rate; at most a tenth of all steps.
 _WARM_UP = 100
 _CHUNK = 4096  # masks encoded at a time
 
 
 class Layers(NamedTuple):
-    """A linear map with one hidden layer beside it, from ``I`` numbers to ``O``.
+    """A linear map with a hidden layer in parallel, from ``I`` numbers to ``O``.
 
     Attributes:
         linear: ``(O, I)``.
@@ -44,7 +44,7 @@ class Layers(NamedTuple):
 
     @classmethod
     def zeros(cls, inputs: int, hidden: int, outputs: int) -> Layers:
-        """Layers of the given sizes, all zeros."""
+        """Create layers whose parameters are zero."""
         shapes = ((outputs, inputs), (hidden, inputs), (hidden,), (outputs, hidden), (outputs,))
         return cls(*map(torch.zeros, shapes))
 
@@ -71,9 +71,8 @@ def fit_layers(
 ) -> tuple[Layers, Layers]:
     """Train encoder and decoder on the cross-entropy of pixels and the Dice loss of masks.
 
-    The linear maps start as those of whitened principal components and the hidden layers add
-    nothing at first. Masks are shown mirrored and transposed at random, or the network would
-    learn them by heart and do less well on new ones.
+    The linear maps are initialised with whitened principal components, and the outputs of the
+    hidden layers with zeros. Masks are flipped and transposed at random, to prevent overfitting.
 
     Args:
         masks: ``(N, S, S)``, binary at one half.
@@ -81,34 +80,29 @@ def fit_layers(
         n_components: ``K``.
         hidden: ``H``.
         iterations: number of steps.
-        batch_size: masks of a step.
-        lr: largest learning rate; it rises first, then falls along a cosine.
-        generator: decides all that is random; on the CPU.
-        device: where to compute.
+        batch_size: masks per step.
+        lr: largest learning rate, reached after linear warm-up and followed by cosine decay.
+        generator: source of all randomness; on the CPU.
+        device: device to train on.
         on_step: called after each step with the number of steps done.
 
     Returns:
-        The encoder, from pixels of -1 and 1 to codes of mean 0 and variance 1 over the masks,
-        and the decoder, from these to logits.
+        The encoder, from pixels of -1 and 1 to codes of mean 0 and variance 1 over the masks, and
+        the decoder, from codes to logits.
 
     Raises:
-        ValueError: the masks span fewer than ``K`` directions, or the fit diverges.
+        ValueError: if the masks span fewer than ``K`` directions, or training diverges.
     """
-    encoder, decoder = _first_layers(masks, mask_size, n_components, hidden, generator)
+    encoder, decoder = _initial_layers(masks, mask_size, n_components, hidden, generator)
     weights = [tensor.to(device).requires_grad_() for tensor in (*encoder, *decoder)]
     encoder, decoder = Layers(*weights[:5]), Layers(*weights[5:])
     optimizer = torch.optim.Adam(weights, lr=lr, fused=True)
-    warm_up = min(_WARM_UP, iterations // 10 + 1)
-
-    def rate(step: int) -> float:
-        return min((step + 1) / warm_up, 1) * (1 + math.cos(math.pi * step / iterations)) / 2
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    schedule = _warm_up_and_cosine(optimizer, iterations)
     batches = _batches(len(masks), batch_size, generator)
     with torch.enable_grad():
         for step in range(1, iterations + 1):
             batch = binary_masks(masks[next(batches)], mask_size).float()  # (N, D)
-            batch = _turned(batch.cpu(), generator).to(device)
+            batch = _augment(batch.cpu(), generator).to(device)
             codes = run_layers(encoder, 2 * batch - 1)
             noise = torch.randn(codes.shape, generator=generator).to(device)
             scale = _NOISE * codes.detach().std(0, correction=0)
@@ -119,33 +113,48 @@ def fit_layers(
             schedule.step()
             if on_step is not None:
                 on_step(step)
+    _check_finite(weights, lr)
+    weights = [tensor.detach() for tensor in weights]
+    return _standardise(Layers(*weights[:5]), Layers(*weights[5:]), masks, mask_size)
+
+
+def _warm_up_and_cosine(
+    optimizer: torch.optim.Optimizer, iterations: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    warm_up = min(_WARM_UP, iterations // 10 + 1)
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warm_up, 1) * (1 + math.cos(math.pi * step / iterations)) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _check_finite(weights: Sequence[Tensor], lr: float) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights):
         raise ValueError(
-            f"The autoencoder's fit diverged at lr={lr}: its weights are not finite. Lower lr."
+            f"Training the autoencoder diverged at lr={lr}: its weights are not finite. Lower lr."
         )
-    weights = [tensor.detach() for tensor in weights]
-    return _standardised(Layers(*weights[:5]), Layers(*weights[5:]), masks, mask_size)
 
 
-def _first_layers(
+def _initial_layers(
     masks: Tensor,
     mask_size: int,
     n_components: int,
     hidden: int,
     generator: torch.Generator,
 ) -> tuple[Layers, Layers]:
-    """Layers that do what principal components do, with a random hidden layer not yet heard."""
+    """Layers equal to principal components, with hidden layers that do not contribute yet."""
     moments = Moments(mask_size).add(masks)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a low rank, which is an error here
+        warnings.simplefilter("ignore", UserWarning)  # a low rank is an error here
         pca = PCACodec(n_components, mask_size).fit_moments(moments)
     components, mean = pca.components_[0], pca.mean_[0]  # (K, D), (D,)
     rank = int(components.any(1).sum())
     if rank < n_components:
         raise ValueError(
             f"An autoencoder needs masks that span at least n_components={n_components} "
-            f"directions; these {len(masks)} span {rank}, which a PCACodec keeps without loss. "
-            f"Take that, fewer components or more masks."
+            f"directions, but these {len(masks)} masks span {rank}. Use a PCACodec, which is exact "
+            f"then, fewer components or more masks."
         )
     deviation = pca.explained_variance_[0].sqrt()[:, None]  # (K, 1)
     encoder = Layers.zeros(mask_size**2, hidden, n_components)
@@ -162,7 +171,7 @@ def _first_layers(
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of ``size`` of ``count`` masks without end, each mask once before any twice."""
+    """Endless batches of ``size`` of ``count`` indices, shuffled anew for every epoch."""
     size = min(size, count)
     while True:
         order = torch.randperm(count, generator=generator)
@@ -170,8 +179,8 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
             yield order[start : start + size]
 
 
-def _turned(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Each of the masks ``(N, D)`` in one of the eight positions of a square, at random."""
+def _augment(masks: Tensor, generator: torch.Generator) -> Tensor:
+    """Flip and transpose each of the ``(N, D)`` masks at random."""
     size = math.isqrt(masks.shape[1])
     image = masks.reshape(-1, size, size)  # (N, S, S)
     choice = torch.rand(3, len(image), 1, 1, generator=generator) < 0.5
@@ -181,15 +190,15 @@ def _turned(masks: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Mean over masks of the pixels' mean cross-entropy plus the Dice loss."""
+    """Mean over masks of cross-entropy (mean over pixels) plus Dice loss."""
     entropy = F.binary_cross_entropy_with_logits(logits, masks)
     return entropy + dice_loss(logits, masks).mean()
 
 
-def _standardised(
+def _standardise(
     encoder: Layers, decoder: Layers, masks: Tensor, mask_size: int
 ) -> tuple[Layers, Layers]:
-    """The same pair with codes of mean 0 and variance 1, decoding to the same masks."""
+    """Rescale codes to mean 0 and variance 1 over the masks, without changing decoded masks."""
     device = encoder.bias.device
     total = torch.zeros(len(encoder.bias), dtype=torch.float64)
     squares = torch.zeros_like(total)
@@ -199,7 +208,7 @@ def _standardised(
         total += codes.sum(0)
         squares += codes.square().sum(0)
     mean = total / len(masks)  # (K,)
-    # Never 0, so that a coefficient that all masks share makes no NaN.
+    # Avoid division by zero for a coefficient that is equal for all masks.
     deviation = (squares / len(masks) - mean.square()).clamp(min=1e-12).sqrt()
     mean, deviation = mean.to(encoder.bias), deviation.to(encoder.bias)
     encoder = encoder._replace(

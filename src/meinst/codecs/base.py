@@ -1,11 +1,11 @@
-"""What every mask codec can do."""
+"""The interface of mask codecs."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -14,36 +14,72 @@ from typing_extensions import Self
 
 from meinst.codecs.clipped_logit import Logits
 from meinst.codecs.codec_file import CodecFile, read_codec_file, write_codec_file
+from meinst.codecs.options import CodecKind, CodecOptions
 
 
 class NotFittedError(ValueError, AttributeError):
-    """A codec was used before it was fitted (bases as in scikit-learn)."""
+    """A codec was used before it was fitted; same base classes as in scikit-learn."""
+
+
+class MaskDecoder(Protocol):
+    """What decoding needs: a :class:`Codec`, or the codec of refined masks."""
+
+    @property
+    def n_components(self) -> int:
+        """Numbers of a code, ``K``."""
+
+    @property
+    def mask_size(self) -> int:
+        """Side of decoded masks, ``S``."""
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Classes with separate encodings; None if all share one."""
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """Type of the codes."""
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Tensors whose device codes are decoded on."""
+
+    def inverse_transform(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Decode codes ``(N, K)`` to soft masks ``(N, S, S)``."""
 
 
 class Codec(nn.Module, ABC):
-    """A mask codec: binary masks of ``S x S`` to short vectors of ``K`` numbers and back.
+    """A mask codec: encodes binary ``S x S`` masks as vectors of ``K`` numbers, and decodes them.
 
-    The contract is scikit-learn's: ``__init__`` stores hyper-parameters, ``fit`` learns, names
-    of what is learned end in ``_``. What is learned are buffers, so a codec moves, saves and
-    exports with the detector that holds it, and is not trained with it. A codec that was built
-    but not fitted has buffers of the right shapes, ready for ``load_state_dict``.
+    The interface follows scikit-learn: ``__init__`` stores hyper-parameters, ``fit`` learns, and
+    names of learned attributes end in ``_``. Learned attributes are buffers, so a codec is moved,
+    saved and exported together with the detector that holds it, but not trained by it. A codec
+    that is not fitted has buffers of the right shapes, ready for ``load_state_dict``.
 
     Attributes:
-        kind: names the class in files.
+        kind: name of the class in files and options.
+        title: name of the class in reports.
+        code_dtype: type of the codes.
         n_components: ``K``.
         mask_size: ``S``.
-        class_names: None for one encoding of all classes; else labels index these names, and
-            every call needs them.
+        class_names: names of the classes that have separate encodings, which labels index; None
+            if all classes share one encoding.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[CodecKind]
+    title: ClassVar[str]
+    code_dtype: ClassVar[torch.dtype] = torch.float32
     n_components: int
     mask_size: int
     class_names: tuple[str, ...] | None = None
 
     @abstractmethod
     def fit(self, masks: Tensor, labels: Tensor | None = None) -> Self:
-        """Forget what was learned and learn from ``masks``, ``(N, S, S)``, ``labels`` ``(N,)``."""
+        """Fit the codec, discarding any previous fit.
+
+        Args:
+            masks: ``(N, S, S)`` bool, uint8 or float, binary at one half.
+            labels: ``(N,)`` int64, indices into ``class_names``; ignored by a codec without.
+        """
 
     @abstractmethod
     def transform(
@@ -58,18 +94,18 @@ class Codec(nn.Module, ABC):
 
         Args:
             masks: ``(N, S, S)`` bool, uint8 or float, binary at one half.
-            labels: ``(N,)`` int64, indices into ``class_names``; not looked at by a codec
-                without.
-            logits: what stands for a pixel; a codec without logits refuses others than the
-                expected ones.
-            generator: draws random logits, on the masks' device.
+            labels: ``(N,)`` int64, indices into ``class_names``; ignored by a codec without.
+            logits: logits that stand for the pixels; codecs that do not use logits support
+                "expected" only.
+            generator: source of random logits, on the device of the masks.
 
         Returns:
             ``(N, K)`` float32.
 
         Raises:
-            NotFittedError: the codec is not fitted.
-            ValueError: wrong shape or values, labels missing, or logits that this codec has not.
+            NotFittedError: if the codec is not fitted.
+            ValueError: if a shape or value is wrong, labels are missing, or the codec does not
+                support these logits.
         """
 
     @abstractmethod
@@ -81,11 +117,11 @@ class Codec(nn.Module, ABC):
             labels: ``(N,)`` int64, as in :meth:`transform`.
 
         Returns:
-            ``(N, S, S)`` float32; a mask is where they are at least 0.
+            ``(N, S, S)`` float32; at least 0 inside the mask.
 
         Raises:
-            NotFittedError: the codec is not fitted.
-            ValueError: a wrong shape, or labels missing.
+            NotFittedError: if the codec is not fitted.
+            ValueError: if a shape is wrong or labels are missing.
         """
 
     @abstractmethod
@@ -97,36 +133,51 @@ class Codec(nn.Module, ABC):
             labels: ``(N,)`` int64, as in :meth:`transform`.
 
         Returns:
-            ``(N, S, S)`` float32 from 0 to 1; a mask is where they are at least one half.
+            ``(N, S, S)`` float32, 0 to 1; at least one half inside the mask.
 
         Raises:
-            NotFittedError: the codec is not fitted.
-            ValueError: a wrong shape, or labels missing.
+            NotFittedError: if the codec is not fitted.
+            ValueError: if a shape is wrong or labels are missing.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_options(
+        cls, options: CodecOptions, class_names: tuple[str, ...] | None = None
+    ) -> Self:
+        """Build a codec, not yet fitted, from the options that apply to its class.
+
+        Args:
+            options: the options.
+            class_names: names of the classes; used only if ``options.per_class``.
+
+        Raises:
+            ValueError: if an option is out of range, or the class names are missing.
         """
 
     @abstractmethod
     def get_config(self) -> dict[str, Any]:
-        """Return the hyper-parameters with ``kind``, as JSON takes them."""
+        """Return the hyper-parameters and ``kind``, ready for JSON."""
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build an unfitted codec from what :meth:`get_config` returned.
+        """Build a codec, not yet fitted, from the result of :meth:`get_config`.
 
         Raises:
-            ValueError: another kind, or an unknown, missing or wrong value.
+            ValueError: if the kind differs, or a value is unknown, missing or invalid.
         """
 
     @property
     @abstractmethod
     def fitted(self) -> bool:
-        """Whether there is all that encoding and decoding need."""
+        """Whether the codec can encode and decode."""
 
     def for_classes(self, class_names: Sequence[str]) -> Codec:
-        """The codec for labels that index these names; itself if it has no classes.
+        """Return the codec whose labels index the given names; itself if classes share a basis.
 
         Raises:
-            ValueError: it has a basis for each class, but none for one of these.
+            ValueError: if the codec has a separate basis for each class, but lacks one of these.
         """
         if self.class_names is None or self.class_names == tuple(class_names):
             return self
@@ -135,14 +186,14 @@ class Codec(nn.Module, ABC):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the codec to an ``.npz`` file; the same codec gives the same bytes.
+        """Write the codec to an ``.npz`` file; equal codecs give equal bytes.
 
         Args:
-            path: the file; ``.npz`` is not added.
+            path: the file; the suffix ``.npz`` is not added.
 
         Raises:
-            NotFittedError: the codec is not fitted.
-            OSError: the file cannot be written; an older one is untouched.
+            NotFittedError: if the codec is not fitted.
+            OSError: if the file cannot be written; an existing file is left intact.
         """
         self._check_fitted()
         arrays = {
@@ -153,32 +204,32 @@ class Codec(nn.Module, ABC):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a codec that :meth:`save` wrote.
+        """Read a codec from a file written by :meth:`save`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            CodecFileError: the file holds no codec of this kind.
+            FileNotFoundError: if the file does not exist.
+            CodecFileError: if the file does not hold a codec of this class.
         """
         return cls.from_file(read_codec_file(path))
 
     @classmethod
     def from_file(cls, file: CodecFile) -> Self:
-        """Build the codec from what a file holds.
+        """Build the codec from the content of a file.
 
         Raises:
-            CodecFileError: the file holds no codec of this kind.
+            CodecFileError: if the file does not hold a codec of this class.
         """
         if file.kind != cls.kind:
             raise file.error(f"its kind must be {cls.kind!r}", repr(file.kind))
         try:
             codec = cls.from_config(file.config)
         except ValueError as error:
-            raise file.error("its config must be that of such a codec", str(error)) from error
+            raise file.error("its config must match its kind", str(error)) from error
         state = codec.state_dict()
         for name, buffer in state.items():
             array = file.require(cls._file_name(name), tuple(buffer.shape))
             if array.dtype.kind != "f":
-                raise file.error(f"{cls._file_name(name)} has a wrong type", array.dtype)
+                raise file.error(f"{cls._file_name(name)} must be floating point", array.dtype)
             state[name] = torch.from_numpy(array.astype(np.float32))
         codec.load_state_dict(state)
         if not codec.fitted:
@@ -187,14 +238,14 @@ class Codec(nn.Module, ABC):
 
     @classmethod
     def _file_name(cls, name: str) -> str:
-        """What a buffer is called in a file."""
+        """Name of a buffer's array in a file."""
         return name
 
     def _check_fitted(self) -> None:
         if not self.fitted:
             raise NotFittedError(
                 f"This {type(self).__name__} instance is not fitted yet. Call 'fit' with masks, "
-                f"or load a fitted one, before using it."
+                f"or load a fitted codec, before using it."
             )
 
 
@@ -206,16 +257,16 @@ def binary_masks(masks: Tensor, mask_size: int) -> Tensor:
         mask_size: ``S``.
 
     Returns:
-        ``(N, D)`` bool.
+        ``(N, D)`` bool with ``D = S * S``.
 
     Raises:
-        ValueError: another shape, or values that are not finite.
+        ValueError: if the shape differs or a value is not finite.
     """
     if masks.ndim != 3 or tuple(masks.shape[1:]) != (mask_size, mask_size):
         raise ValueError(
             f"Masks must have the shape (N, {mask_size}, {mask_size}), found "
-            f"{tuple(masks.shape)}. Rasterise them at this size, or make a codec with "
-            f"another mask_size."
+            f"{tuple(masks.shape)}. Rasterise them at this size, or use a codec with another "
+            f"mask_size."
         )
     if masks.is_floating_point() and not torch.isfinite(masks).all():
         raise ValueError("Masks must be finite, found NaN or infinity. Remove such masks first.")
@@ -223,7 +274,11 @@ def binary_masks(masks: Tensor, mask_size: int) -> Tensor:
 
 
 def checked_codes(codes: Tensor, n_components: int) -> Tensor:
-    """Check the shape of codes, ``(N, K)``, and return them as float32."""
+    """Check the shape of codes, ``(N, K)``, and convert them to float32.
+
+    Raises:
+        ValueError: if the shape differs.
+    """
     if codes.ndim != 2 or codes.shape[1] != n_components:
         raise ValueError(
             f"Codes must have the shape (N, {n_components}), found {tuple(codes.shape)}."
@@ -232,15 +287,15 @@ def checked_codes(codes: Tensor, n_components: int) -> Tensor:
 
 
 def checked_labels(labels: Tensor | None, count: int, class_names: tuple[str, ...]) -> Tensor:
-    """Check the labels, ``(N,)``, that a codec with classes needs, and return them.
+    """Check the labels, ``(N,)``, for a codec with class names, and convert them to int64.
 
     Raises:
-        ValueError: there are none, another number, or some out of range.
+        ValueError: if labels are missing, their number differs, or a label is out of range.
     """
     if labels is None:
         raise ValueError(
-            f"This codec has a basis for each of {len(class_names)} classes: give the masks' or "
-            f"codes' labels, found None."
+            f"This codec has a basis for each of {len(class_names)} classes, so it needs labels, "
+            f"found None."
         )
     if tuple(labels.shape) != (count,) or labels.is_floating_point():
         raise ValueError(

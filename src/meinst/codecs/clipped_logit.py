@@ -1,8 +1,8 @@
-"""The logit that stands for a binary pixel in the "sigmoid" variant of mask encoding.
+"""The logit that stands for a binary pixel in the sigmoid variant of mask encoding.
 
-The published code draws ``v = max(0.05 u, 0.01)`` for each pixel, ``u`` uniform in [0, 1), and
-takes ``log((1 - v) / v)`` inside and its negative outside. This project takes the expectation,
-unless told to draw.
+For each pixel the published code samples ``u`` uniformly from [0, 1), sets
+``v = max(0.05 u, 0.01)``, and uses ``log((1 - v) / v)`` inside the mask and its negative outside.
+This package uses the expected value, ``L``, by default.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _BOTTOM = 0.01
 
 
 def _moments() -> tuple[float, float]:
-    """Mean and variance of an inside pixel's logit.
+    """Mean and variance of the logit of a pixel inside the mask.
 
-    The mass at the lower clip is ``bottom / top``; over the rest the density is ``1 / top``,
-    and the integrand is so smooth that 40 Gauss-Legendre points reach double precision.
+    The probability of the lower clip is ``bottom / top``; elsewhere the density is ``1 / top``, and
+    the integrand is so smooth that 40 Gauss-Legendre points give double precision.
     """
     nodes, weights = np.polynomial.legendre.leggauss(40)
     half = (_TOP - _BOTTOM) / 2
@@ -36,36 +36,36 @@ def _moments() -> tuple[float, float]:
 
 
 LOGIT, LOGIT_VARIANCE = _moments()
-"""``L`` and ``sigma^2``: mean and variance of an inside pixel's logit."""
+"""``L`` and ``sigma^2``: mean and variance of the logit of a pixel inside the mask."""
 
 
 Logits = Literal["expected", "random", "constant"]
-"""``expected``: ``L`` for all; ``random``: drawn, as published; ``constant``: ``v = 0.01`` for all,
-an option of the published code."""
+"""``expected``: ``L`` for every pixel; ``random``: sampled, as published; ``constant``: the logit
+of ``v = 0.01`` for every pixel, an option of the published code."""
 
 
 def clipped_logits(
     inside: Tensor, logits: Logits = "expected", generator: torch.Generator | None = None
 ) -> Tensor:
-    """Turn binary pixels into logits.
+    """Convert binary pixels to logits.
 
     Args:
         inside: bool, any shape.
-        logits: which of them.
-        generator: draws random logits, on the same device; needed for those, and for them alone.
+        logits: which logits to use.
+        generator: source of random logits, on the same device; for random logits only.
 
     Returns:
-        float32 of the same shape.
+        float32, same shape.
 
     Raises:
-        ValueError: if there are no such logits, or if a generator is missing, or given where
-            nothing is drawn.
+        ValueError: if the logits are unknown, the generator is missing for random logits, or a
+            generator is given for others.
     """
     if logits not in get_args(Logits):
         raise ValueError(f"logits must be one of {', '.join(get_args(Logits))}, found {logits!r}.")
     if (logits == "random") != (generator is not None):
         raise ValueError(
-            f"Random logits are drawn by a generator, others are not: found logits={logits!r} "
+            f"A generator is needed for random logits, and for no others: found logits={logits!r} "
             f"with {'no' if generator is None else 'a'} generator."
         )
     signs = 2 * inside.float() - 1
@@ -73,6 +73,6 @@ def clipped_logits(
         return signs * LOGIT
     if logits == "constant":
         return signs * math.log((1 - _BOTTOM) / _BOTTOM)
-    draws = torch.rand(inside.shape, generator=generator, device=inside.device)
-    v = (_TOP * draws).clamp(min=_BOTTOM)
+    u = torch.rand(inside.shape, generator=generator, device=inside.device)
+    v = (_TOP * u).clamp(min=_BOTTOM)
     return signs * torch.log((1 - v) / v)

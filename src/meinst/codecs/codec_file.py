@@ -1,7 +1,7 @@
-"""Arrays and hyper-parameters of a codec in an ``.npz`` file without pickle.
+"""The file format of codecs: arrays and hyper-parameters in an ``.npz`` file, without pickle.
 
-Beside its arrays a file holds ``kind`` (a word), ``version`` (an integer) and ``config`` (JSON).
-The published matrix files hold arrays alone.
+Apart from arrays, a file holds ``kind`` (a string), ``version`` (an integer) and ``config`` (JSON).
+The published matrix files hold only arrays.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from meinst.files import write_atomically
 
 VERSION = 1
 _TAGS = ("kind", "version", "config")
-# What reading a damaged archive raises; a RuntimeError where a flipped bit asks for a password or
-# for a feature that does not exist.
+# Errors from reading a damaged archive; a RuntimeError if a flipped bit marks a file as encrypted.
 _DAMAGED = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class CodecFileError(ValueError):
-    """A file does not hold a codec (or sums of masks) of the expected kind."""
+    """A file does not hold a codec, or sums over masks, of the expected kind."""
 
     def __init__(self, path: Path, rule: str, found: object) -> None:
-        super().__init__(f"{path} is no usable mask codec file: {rule}; found {found}.")
+        super().__init__(f"{path} is not a valid mask codec file: {rule}; found {found}.")
 
 
 @dataclass(frozen=True, eq=False)
 class CodecFile:
-    """What such a file holds.
+    """Content of a codec file.
 
     Attributes:
-        path: where it was read, for messages.
-        kind: what it is a codec of; None in a published file.
-        config: its hyper-parameters; empty in a published file.
-        arrays: its arrays of numbers, by name.
+        path: path of the file, for error messages.
+        kind: kind of the codec; None in a published file.
+        config: hyper-parameters; empty in a published file.
+        arrays: arrays of numbers, by name.
     """
 
     path: Path
@@ -51,13 +50,13 @@ class CodecFile:
     arrays: dict[str, NDArray[Any]]
 
     def require(self, key: str, shape: tuple[int, ...] | None = None) -> NDArray[Any]:
-        """An array of finite numbers of the given shape.
+        """Return an array, checking its shape and that all values are finite.
 
         Raises:
-            CodecFileError: it is missing, of another shape, or holds NaN or infinity.
+            CodecFileError: if the array is missing, has another shape, or holds NaN or infinity.
         """
         if key not in self.arrays:
-            raise self.error(f"the array {key} must be there", sorted(self.arrays))
+            raise self.error(f"it must contain the array {key}", sorted(self.arrays))
         array = self.arrays[key]
         if shape is not None and array.shape != shape:
             raise self.error(f"{key} must have the shape {shape}", array.shape)
@@ -66,23 +65,23 @@ class CodecFile:
         return array
 
     def error(self, rule: str, found: object) -> CodecFileError:
-        """An error that names the file, the rule and what was found."""
+        """Create an error that names the file, the rule and the value found."""
         return CodecFileError(self.path, rule, found)
 
 
 def write_codec_file(
     path: str | Path, kind: str, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> None:
-    """Write the file; the same content gives the same bytes.
+    """Write a codec file; equal content gives equal bytes.
 
     Args:
-        path: the file; ``.npz`` is not added. A missing folder is made.
-        kind: the codec's kind.
-        config: its hyper-parameters, as JSON takes them.
-        arrays: its arrays.
+        path: the file; the suffix ``.npz`` is not added. A missing folder is created.
+        kind: kind of the codec.
+        config: hyper-parameters, ready for JSON.
+        arrays: arrays of numbers, by name.
 
     Raises:
-        OSError: the file cannot be written; an older one is untouched.
+        OSError: if the file cannot be written; an existing file is left intact.
     """
     content: dict[str, Any] = dict(arrays)
     content |= {
@@ -96,17 +95,17 @@ def write_codec_file(
 
 
 def read_codec_file(path: str | Path) -> CodecFile:
-    """Read such a file; nothing in it is executed.
+    """Read a codec file, without executing anything in it.
 
     Raises:
-        OSError: there is no such file, or it cannot be opened.
-        CodecFileError: no ``.npz`` archive, a damaged one, one of a later version, or one with
-            anything but numbers in its arrays.
+        OSError: if the file does not exist or cannot be opened.
+        CodecFileError: if the file is not an ``.npz`` archive, is damaged, has a later version, or
+            holds arrays of other types than numbers.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file to read a mask codec from.")
-    # Opened here, since numpy leaves the file open where the archive is broken.
+        raise FileNotFoundError(f"{path} does not exist.")
+    # Open the file here, since numpy does not close it if the archive is damaged.
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
@@ -131,17 +130,19 @@ def _read_all(path: Path, archive: np.lib.npyio.NpzFile) -> dict[str, NDArray[An
     except ValueError as error:
         raise CodecFileError(path, "arrays must be plain numbers", "objects") from error
     except _DAMAGED as error:
-        raise CodecFileError(path, "it must be whole", "a damaged archive") from error
+        raise CodecFileError(path, "it must be complete", "a damaged archive") from error
 
 
 def _read_tags(path: Path, tags: Mapping[str, NDArray[Any]]) -> tuple[str, dict[str, Any]]:
     kinds = {key: tags[key].dtype.kind if key in tags else None for key in _TAGS}
     if kinds != {"kind": "U", "version": "i", "config": "U"} or any(t.ndim for t in tags.values()):
-        raise CodecFileError(path, "it must hold a kind, a version and a config", sorted(tags))
+        raise CodecFileError(path, "it must contain a kind, a version and a config", sorted(tags))
     version = int(tags["version"])
     if version != VERSION:
         raise CodecFileError(
-            path, f"its version must be {VERSION} (a later meinst may read others)", version
+            path,
+            f"its version must be {VERSION} (later versions of meinst may read others)",
+            version,
         )
     try:
         config = json.loads(str(tags["config"]))

@@ -17,18 +17,19 @@ from typing_extensions import Self
 from meinst.codecs.clipped_logit import LOGIT, LOGIT_VARIANCE
 from meinst.codecs.linear import LinearCodec, checked_config
 from meinst.codecs.moments import ClassMoments, Moments
+from meinst.codecs.options import CodecOptions
 
 
 class DCTCodec(LinearCodec):
-    """Masks as their lowest frequencies, in zig-zag order, of the orthonormal DCT-II.
+    """Mask codec that keeps the lowest frequencies of the orthonormal DCT-II, in zig-zag order.
 
-    Nothing is learned unless codes are to be whitened, as a detector's regression wants them:
-    then :meth:`fit` learns the coefficients' means and variances, which changes the codes but
-    not the masks that they decode to. A coefficient that is the same for all masks is centred
-    and not divided.
+    Only whitened codes, which are easier for a detector to learn, need a fit: :meth:`fit` learns
+    the means and variances of the coefficients. This changes the codes but not the masks that they
+    decode to. A coefficient that is equal for all masks is centred but not divided.
     """
 
     kind = "dct"
+    title = "DCT"
 
     def __init__(
         self,
@@ -43,11 +44,12 @@ class DCTCodec(LinearCodec):
         Args:
             n_components: ``K``, from 1 to ``S * S``.
             mask_size: ``S``.
-            sigmoid: encode logits, else zeros and ones; as for principal components.
-            whiten: centre each coefficient and divide it by its standard deviation; needs a fit.
+            sigmoid: encode logits and decode through a sigmoid; otherwise encode zeros and ones.
+            whiten: centre each coefficient and divide it by its standard deviation. Off by default,
+                unlike in ``CodecOptions``, so that the codec can be used without a fit.
 
         Raises:
-            ValueError: a size out of range.
+            ValueError: if a size is out of range.
         """
         super().__init__(n_components, mask_size, sigmoid, whiten)
         self.components_[0].copy_(_basis(mask_size, n_components))
@@ -65,7 +67,7 @@ class DCTCodec(LinearCodec):
         covariance, mean = pooled.covariance(), pooled.mean()
         variances = ((basis @ covariance) * basis).sum(1)  # (K,)
         total = covariance.trace()
-        # What is left by rounding is no variance to divide by.
+        # Variances within the rounding error count as zero.
         tolerance = float(total) * len(mean) * torch.finfo(torch.float64).eps
         variances[variances <= tolerance] = 0
         middle = torch.full_like(mean, 0.5)
@@ -73,16 +75,16 @@ class DCTCodec(LinearCodec):
             mean, middle = LOGIT * (2 * mean - 1), torch.zeros_like(mean)
             variances = (2 * LOGIT) ** 2 * variances + LOGIT_VARIANCE
             total = (2 * LOGIT) ** 2 * total + LOGIT_VARIANCE * len(mean)
-        # Only what the basis sees of the mean: the codes are centred, the masks stay the same.
+        # Project the mean on the basis, which centres the codes but leaves the masks unchanged.
         centre = middle + basis.T @ (basis @ (mean - middle)) if self.whiten else middle
         ratios = variances / total if total > 0 else torch.zeros_like(variances)
         self._set(0, basis, centre, variances, ratios)
         return self.n_components
 
     def truncated(self, n_components: int) -> Self:
-        """The codec of the first frequencies alone; equal, up to rounding, to one fitted so."""
+        """The codec of the first frequencies; equal, up to rounding, to a fit with so few."""
         shorter = super().truncated(n_components)
-        # The mean loses what only the left-out frequencies see of it.
+        # Remove the projection of the mean on the frequencies that are left out.
         beyond = self.components_[0, n_components:]
         shorter.mean_ -= (self.mean_ @ beyond.T) @ beyond
         return shorter
@@ -91,10 +93,24 @@ class DCTCodec(LinearCodec):
         super()._load_from_state_dict(*args, **kwargs)
         self._fitted = not self.whiten or bool(self.explained_variance_.any())
 
+    @classmethod
+    def from_options(
+        cls,
+        options: CodecOptions,
+        class_names: tuple[str, ...] | None = None,  # noqa: ARG003
+    ) -> Self:
+        """Build the codec from options; see :meth:`Codec.from_options`."""
+        return cls(
+            options.n_components,
+            options.mask_size,
+            sigmoid=options.sigmoid,
+            whiten=options.whiten,
+        )
+
     def get_config(self) -> dict[str, Any]:
-        """Return the hyper-parameters with ``kind``, as JSON takes them."""
+        """Return the hyper-parameters and ``kind``, ready for JSON."""
         return {
-            "kind": "dct",
+            "kind": self.kind,
             "n_components": self.n_components,
             "mask_size": self.mask_size,
             "sigmoid": self.sigmoid,
@@ -103,19 +119,15 @@ class DCTCodec(LinearCodec):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the codec from what :meth:`get_config` returned.
-
-        Raises:
-            ValueError: another kind, or an unknown, missing or wrong value.
-        """
+        """Build the codec from a configuration; see :meth:`Codec.from_config`."""
         types = {"n_components": int, "mask_size": int, "sigmoid": bool, "whiten": bool}
         return cls(**checked_config(config, cls.kind, types))
 
 
 def _basis(size: int, count: int) -> Tensor:
-    """The first ``count`` cosine products, ``(K, D)`` float64, orthonormal rows.
+    """The first ``count`` cosine products: ``(K, D)`` float64 with orthonormal rows.
 
-    Frequencies ``(u, v)`` come by ``u + v``, in turns from either end, as in JPEG.
+    Frequencies ``(u, v)`` are ordered by ``u + v``, in alternating directions, as in JPEG.
     """
     position = (torch.arange(size, dtype=torch.float64) + 0.5) * math.pi / size
     waves = torch.cos(torch.arange(size, dtype=torch.float64)[:, None] * position)  # (u, x)

@@ -1,4 +1,4 @@
-"""Mask codecs whose code is a projection on a few directions."""
+"""Mask codecs whose codes are projections on a few directions."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from typing_extensions import Self
 from meinst.codecs.base import Codec, binary_masks, checked_codes, checked_labels
 from meinst.codecs.clipped_logit import LOGIT, Logits, clipped_logits
 from meinst.codecs.moments import ClassMoments, Moments
+from meinst.options import first_few
 
-_SHARED = 0  # the place of the basis that serves all classes
+_SHARED = 0  # index of the basis that all classes share
 
 
 class LinearCodec(Codec):
-    """Masks as coefficients of orthonormal directions.
+    """Base of codecs that encode masks as coefficients of orthonormal directions.
 
-    ``x`` being a mask's logits (or its zeros and ones), ``code = (x - mean) @ components.T``,
-    divided by the standard deviations if whitened; decoding goes the same way back. One basis
-    serves all classes, or each class has its own (``C`` of them, the first axis of all arrays).
+    With ``x`` the logits of a mask, or its zeros and ones,
+    ``code = (x - mean) @ components.T``, divided by the standard deviations if whitened; decoding
+    inverts this. All classes share a basis, or each of the ``C`` classes has a separate basis.
+
+    :meth:`fit` needs all masks in memory. For masks in a stream, add them to :class:`Moments` or
+    :class:`ClassMoments`, which can also be merged and saved, and call :meth:`fit_moments`; the
+    result is the same, bit for bit.
 
     Attributes:
         components_: ``(1 or C, K, D)``, orthonormal rows.
         mean_: ``(1 or C, D)``.
-        explained_variance_: ``(1 or C, K)``, variances of the unwhitened codes.
-        explained_variance_ratio_: ``(1 or C, K)``, their shares of the total variance.
-        moments_: the sums behind the fit; not saved, so ``None`` for a codec from a file.
+        explained_variance_: ``(1 or C, K)``, variances of codes that are not whitened.
+        explained_variance_ratio_: ``(1 or C, K)``, shares of the total variance.
     """
 
     components_: Tensor
@@ -46,7 +50,7 @@ class LinearCodec(Codec):
         whiten: bool,
         class_names: tuple[str, ...] | None = None,
     ) -> None:
-        """Check and store the hyper-parameters, and make room for what is learned."""
+        """Check and store the hyper-parameters, and allocate the learned buffers."""
         super().__init__()
         if mask_size < 1:
             raise ValueError(f"mask_size must be at least 1, found {mask_size}.")
@@ -61,14 +65,13 @@ class LinearCodec(Codec):
             or len(set(class_names)) < len(class_names)
         ):
             raise ValueError(
-                f"class_names must be different names, at least one, found {class_names}."
+                f"class_names must be one or more different names, found {class_names}."
             )
         self.n_components = n_components
         self.mask_size = mask_size
         self.sigmoid = sigmoid
         self.whiten = whiten
         self.class_names = None if class_names is None else tuple(class_names)
-        self.moments_: Moments | ClassMoments | None = None
         bases = 1 if class_names is None else len(class_names)
         self.register_buffer("components_", torch.zeros(bases, n_components, size))
         self.register_buffer("mean_", torch.zeros(bases, size))
@@ -76,41 +79,37 @@ class LinearCodec(Codec):
         self.register_buffer("explained_variance_ratio_", torch.zeros(bases, n_components))
         self._fitted = False
 
-    # Learning
+    # Fitting
 
     @abstractmethod
     def _solve(self, moments: Moments | ClassMoments) -> int:
-        """Set the buffers from sums; return how many directions the masks span."""
-
-    def new_moments(self) -> Moments | ClassMoments:
-        """Empty sums, of the kind and size that this codec is fitted from."""
-        if self.class_names is None:
-            return Moments(self.mask_size)
-        return ClassMoments(self.mask_size, self.class_names)
+        """Set the buffers from sums; return the number of directions that the masks span."""
 
     def fit(self, masks: Tensor, labels: Tensor | None = None) -> Self:
-        """Forget what was learned and learn from masks.
+        """Fit the codec, discarding any previous fit.
 
         Args:
-            masks: ``(N, S, S)``.
-            labels: ``(N,)`` int64, needed where classes have bases of their own.
+            masks: ``(N, S, S)`` bool, uint8 or float, binary at one half.
+            labels: ``(N,)`` int64; needed if the codec has class names.
 
         Raises:
-            ValueError: fewer than two masks, masks that are all the same, or a wrong shape.
+            ValueError: if there are fewer than two masks, all masks are equal, or a shape is wrong.
 
         Warns:
-            UserWarning: the masks span fewer than ``K`` directions, or a class has none.
+            UserWarning: if the masks span fewer than ``K`` directions, or a class has no masks.
         """
-        return self.fit_moments(self.new_moments().add(masks, labels))
+        if self.class_names is None:
+            return self.fit_moments(Moments(self.mask_size).add(masks))
+        return self.fit_moments(ClassMoments(self.mask_size, self.class_names).add(masks, labels))
 
     def fit_moments(self, moments: Moments | ClassMoments) -> Self:
-        """Forget what was learned and learn from sums; the way for masks that come in a stream.
+        """Fit the codec from sums over masks, discarding any previous fit.
 
         Args:
-            moments: kept as ``moments_``, not copied.
+            moments: the sums; not changed, and not kept.
 
         Raises:
-            ValueError: as :meth:`fit`; or sums of another mask size, or without the classes.
+            ValueError: as :meth:`fit`; or if the mask size or the classes of the sums differ.
 
         Warns:
             UserWarning: as :meth:`fit`.
@@ -123,7 +122,7 @@ class LinearCodec(Codec):
         if self.class_names is not None and names != self.class_names:
             raise ValueError(
                 f"This codec has a basis for each of the classes {self.class_names}, so it needs "
-                f"their sums; found those of {names or 'all classes together'}."
+                f"their sums, found those of {names or 'all classes together'}."
             )
         rank = self._solve(moments)
         if isinstance(moments, ClassMoments) and self.class_names is not None:
@@ -131,23 +130,22 @@ class LinearCodec(Codec):
             if empty:
                 warnings.warn(
                     f"{len(empty)} of {len(self.class_names)} classes have no masks and get the "
-                    f"basis of all: {', '.join(empty[:8])}{', ...' if len(empty) > 8 else ''}.",
+                    f"basis of all masks: {first_few(empty)}.",
                     stacklevel=2,
                 )
         if rank < self.n_components:
             warnings.warn(
                 f"The {moments.count} masks span {rank} directions, fewer than n_components="
                 f"{self.n_components}: the other coefficients are always 0. Fit on more masks "
-                f"or ask for fewer components.",
+                f"or use fewer components.",
                 stacklevel=2,
             )
-        self.moments_ = moments
         return self
 
     def _set(
         self, basis: int, components: Tensor, mean: Tensor, variances: Tensor, ratios: Tensor
     ) -> None:
-        """Fill in what was learned of one basis."""
+        """Set the buffers of a basis."""
         self.components_[basis].copy_(components)
         self.mean_[basis].copy_(mean)
         self.explained_variance_[basis].copy_(variances)
@@ -157,19 +155,18 @@ class LinearCodec(Codec):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._fitted = bool(self.components_.any())
-        self.moments_ = None
 
     @property
     def fitted(self) -> bool:
-        """Whether there is a basis."""
+        """Whether the codec can encode and decode."""
         return self._fitted
 
     def truncated(self, n_components: int) -> Self:
-        """The codec of the first components alone; equal to one fitted with so few.
+        """The codec of the first components; equal to a fit with so few.
 
         Raises:
-            NotFittedError: the codec is not fitted.
-            ValueError: more components than there are.
+            NotFittedError: if the codec is not fitted.
+            ValueError: if the number is not from 1 to ``K``.
         """
         self._check_fitted()
         if not 1 <= n_components <= self.n_components:
@@ -189,10 +186,10 @@ class LinearCodec(Codec):
         return shorter
 
     def for_classes(self, class_names: Sequence[str]) -> LinearCodec:
-        """The codec for labels that index these names; itself if it has no classes.
+        """Return the codec whose labels index the given names; itself if classes share a basis.
 
         Raises:
-            ValueError: it has a basis for each class, but none for one of these.
+            ValueError: if the codec has a separate basis for each class, but lacks one of these.
         """
         names = tuple(class_names)
         if self.class_names is None or self.class_names == names:
@@ -201,7 +198,7 @@ class LinearCodec(Codec):
         if unknown:
             raise ValueError(
                 f"This codec has a basis for each of {len(self.class_names)} classes, but none "
-                f"for {', '.join(unknown[:8])}: fit one on annotations with these classes."
+                f"for {first_few(unknown)}: fit a codec on annotations with these classes."
             )
         chosen = self.from_config(self.get_config() | {"class_names": list(names)})
         rows = [self.class_names.index(name) for name in names]
@@ -222,7 +219,9 @@ class LinearCodec(Codec):
         self._check_fitted()
         inside = binary_masks(masks, self.mask_size)  # (N, D)
         if logits != "expected" and not self.sigmoid:
-            raise ValueError(f"logits={logits!r} needs logits; this codec has sigmoid=False.")
+            raise ValueError(
+                f"logits={logits!r} needs a codec with logits; this codec has sigmoid=False."
+            )
         values = clipped_logits(inside, logits, generator) if self.sigmoid else inside.float()
 
         def encode(values: Tensor, basis: int) -> Tensor:
@@ -234,8 +233,7 @@ class LinearCodec(Codec):
     def inverse_logits(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decode codes to logits; see :meth:`Codec.inverse_logits`.
 
-        Without ``sigmoid``, values of 0 and 1 become the logits ``-L`` and ``L`` that stand for
-        them with it.
+        Without ``sigmoid``, values of 0 and 1 are mapped to the logits ``-L`` and ``L``.
         """
         values = self._values(codes, labels)
         return values if self.sigmoid else LOGIT * (2 * values - 1)
@@ -243,7 +241,7 @@ class LinearCodec(Codec):
     def inverse_transform(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decode codes to soft masks; see :meth:`Codec.inverse_transform`.
 
-        Without ``sigmoid``, values are cut to 0.01..0.99 (docs/method.md).
+        Without ``sigmoid``, values are clipped to 0.01 and 0.99.
         """
         values = self._values(codes, labels)
         return values.sigmoid() if self.sigmoid else values.clamp(0.01, 0.99)
@@ -263,7 +261,7 @@ class LinearCodec(Codec):
     def _by_basis(
         self, values: Tensor, labels: Tensor | None, apply: Callable[[Tensor, int], Tensor]
     ) -> Tensor:
-        """Apply to each row the basis of its class; rows keep their order."""
+        """Apply the basis of its class to each row, keeping the order of rows."""
         with torch.autocast(values.device.type, enabled=False):
             if self.class_names is None:
                 return apply(values, _SHARED)
@@ -275,7 +273,7 @@ class LinearCodec(Codec):
             return torch.cat(pieces)[order.argsort()]
 
     def _deviation(self, basis: int) -> Tensor:
-        """Standard deviations, ``(K,)``; 1 where there is no variance, for codes that are 0."""
+        """Standard deviations, ``(K,)``; 1 where the variance is zero, since those codes are 0."""
         variances = self.explained_variance_[basis]
         return torch.where(variances > 0, variances, 1.0).sqrt()
 
@@ -283,24 +281,25 @@ class LinearCodec(Codec):
 def checked_config(
     config: Mapping[str, Any], kind: str, types: Mapping[str, type | tuple[type, ...]]
 ) -> dict[str, Any]:
-    """The hyper-parameters of a codec's configuration, without its kind.
+    """Check a codec's configuration and return its hyper-parameters without the kind.
 
     Args:
-        config: what ``get_config`` returned.
-        kind: the kind it must have.
-        types: the names and types it must have, and no others.
+        config: result of ``get_config``.
+        kind: the required kind.
+        types: the required names and their types; no others are allowed.
 
     Raises:
-        ValueError: another kind, or an unknown, missing or wrong value.
+        ValueError: if the kind differs, or a value is unknown, missing or of another type.
     """
     options = dict(config)
-    fits = options.pop("kind", None) == kind and options.keys() == types.keys()
-    if not fits or not all(
-        isinstance(options[name], wanted) and (wanted is bool or type(options[name]) is not bool)
-        for name, wanted in types.items()
+    matches = options.pop("kind", None) == kind and options.keys() == types.keys()
+    if not matches or not all(
+        isinstance(options[name], required)
+        and (required is bool or type(options[name]) is not bool)
+        for name, required in types.items()
     ):
         raise ValueError(
-            f"The configuration of such a codec has kind {kind!r} and the values "
-            f"{', '.join(types)}, and no others; found {dict(config)}."
+            f"A configuration of kind {kind!r} has the values {', '.join(types)} and no others, "
+            f"found {dict(config)}."
         )
     return options

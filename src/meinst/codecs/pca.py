@@ -19,11 +19,12 @@ from meinst.codecs.clipped_logit import LOGIT, LOGIT_VARIANCE
 from meinst.codecs.codec_file import CodecFile, read_codec_file
 from meinst.codecs.linear import LinearCodec, checked_config
 from meinst.codecs.moments import ClassMoments, Moments
+from meinst.codecs.options import CodecOptions
 
-# Entries within this share of a component's largest count as equally large, so that rounding
-# does not decide which of them sets the sign.
+# Entries of a component within this relative distance of the largest count as equally large, so
+# that rounding does not decide which of them sets the sign.
 _SIGN_TIE = 1e-6
-# The published matrix files' names.
+# Names of the arrays in the published matrix files.
 _PUBLISHED = {
     "components_": "components_c",
     "mean_": "mean_c",
@@ -33,23 +34,31 @@ _PUBLISHED = {
 
 
 class PCACodec(LinearCodec):
-    """Masks as coefficients of their principal components.
+    """Mask codec that encodes masks as coefficients of their principal components.
 
-    Fitting is exact: one symmetric eigenproblem on integer sums (:class:`Moments`). With
-    ``sigmoid`` a pixel stands for ``+L`` inside and ``-L`` outside, the expectation of the
-    published random logit, whose variance is part of ``explained_variance_``; the components
-    are the same with and without.
+    Fitting is exact: a symmetric eigenproblem on integer sums (:class:`Moments`). With ``sigmoid``,
+    pixels are encoded as ``+L`` inside and ``-L`` outside the mask, the expected value of the
+    published random logit, whose variance is included in ``explained_variance_``. The components
+    are the same with and without ``sigmoid``.
 
-    With ``class_names`` each class has a basis of its own. Mean and covariance of a class are
-    drawn towards those of all masks, as if ``shrinkage`` masks of the average kind had been
-    seen besides its own; a class without masks gets the basis of all.
+    With ``class_names``, each class has a separate basis. Mean and covariance of a class are shrunk
+    towards those of all masks, as if ``shrinkage`` average masks were added to its own; a class
+    without masks gets the basis of all masks.
 
-    Where the masks span fewer than ``K`` directions, the components beyond are zero vectors
-    (their coefficients are 0 and change nothing), and :meth:`fit` warns. Components come with
-    the largest variance first; the entry of largest magnitude is positive.
+    Components are sorted by decreasing variance, and their entry of largest magnitude is positive.
+    If the masks span fewer than ``K`` directions, the remaining components are zero, so that their
+    coefficients are 0, and :meth:`fit` warns.
+
+    >>> import torch
+    >>> from meinst.codecs import PCACodec
+    >>> masks = torch.rand(100, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    >>> codec = PCACodec(n_components=16, mask_size=8).fit(masks)
+    >>> codec.transform(masks).shape
+    torch.Size([100, 16])
     """
 
     kind = "pca"
+    title = "PCA"
 
     def __init__(
         self,
@@ -66,70 +75,22 @@ class PCACodec(LinearCodec):
         Args:
             n_components: ``K``, from 1 to ``S * S``.
             mask_size: ``S``.
-            sigmoid: encode logits and decode through the logistic function; else encode zeros
-                and ones and decode by clipping to 0.01 and 0.99.
+            sigmoid: encode logits and decode through a sigmoid; otherwise encode zeros and ones,
+                and clip decoded values to 0.01 and 0.99.
             whiten: divide each coefficient by its standard deviation.
-            class_names: a basis for each of these classes; None for one basis.
-            shrinkage: weight of the average mask's statistics in those of a class, in masks. With
-                the default, ``K = 60`` and some hundred masks of a class, new masks are kept a
-                little better than by one basis; with a tenth of it, worse.
+            class_names: names of the classes that get separate bases; None for a shared basis.
+            shrinkage: weight of the statistics of all masks in the basis of one class, in masks.
+                With the default, ``K = 60`` and some hundred masks of a class, new masks are
+                reconstructed slightly better than with a shared basis; with a tenth of it, worse.
 
         Raises:
-            ValueError: a value out of range.
+            ValueError: if a value is out of range.
         """
         names = None if class_names is None else tuple(class_names)
         super().__init__(n_components, mask_size, sigmoid, whiten, names)
         if not 0 <= shrinkage < math.inf:
-            raise ValueError(f"shrinkage must be a number of masks from 0, found {shrinkage}.")
+            raise ValueError(f"shrinkage must be a finite number of at least 0, found {shrinkage}.")
         self.shrinkage = shrinkage
-
-    def partial_fit(self, masks: Tensor, labels: Tensor | None = None) -> Self:
-        """Learn from ``masks``, ``(N, S, S)``, in addition to those seen before.
-
-        The components are worked out at each call; a long stream is cheaper through
-        :class:`Moments` and :meth:`fit_moments`. Until two different masks were seen the codec
-        stays unfitted; masks that span few directions and classes without any are not warned
-        of.
-
-        Raises:
-            ValueError: a wrong shape, or a codec from a file, which has no sums to add to.
-        """
-        if self.moments_ is None:
-            self._refuse_without_moments()
-            self.moments_ = self.new_moments()
-        self.moments_.add(masks, labels)
-        if self.moments_.pooled().varied():
-            self._solve(self.moments_)
-        return self
-
-    def merge(self, other: Self) -> Self:
-        """Learn, in addition, from all masks that ``other`` has seen.
-
-        Gives the same bits as fitting on all masks at once.
-
-        Raises:
-            ValueError: another mask size or other classes, or a codec that was not fitted here
-                but read from a file.
-        """
-        if (self.mask_size, self.class_names) != (other.mask_size, other.class_names):
-            raise ValueError(
-                f"Codecs of the same masks and classes can be merged; found mask_size "
-                f"{self.mask_size} and {other.mask_size}, classes {self.class_names} and "
-                f"{other.class_names}."
-            )
-        merged: Any = self.new_moments()
-        for codec in (self, other):
-            codec._refuse_without_moments()
-            if codec.moments_ is not None:
-                merged.merge(codec.moments_)
-        return self.fit_moments(merged)
-
-    def _refuse_without_moments(self) -> None:
-        if self.moments_ is None and self._fitted:
-            raise ValueError(
-                "This codec has lost the sums that its fit rests on (files do not keep them), so "
-                "masks cannot be added. Fit a new codec on all masks."
-            )
 
     def _solve(self, moments: Moments | ClassMoments) -> int:
         pooled = moments.pooled()
@@ -139,21 +100,21 @@ class PCACodec(LinearCodec):
                 f"Principal components need masks that differ, but all {moments.count} are the "
                 f"same."
             )
-        if not isinstance(moments, ClassMoments) or self.class_names is None:
-            return self._solve_basis(0, covariance, mean)
         rank = self._solve_basis(0, covariance, mean)
+        if not isinstance(moments, ClassMoments) or self.class_names is None:
+            return rank
         shared = [buffer[0].clone() for buffer in self._learned()]
-        for basis, one in enumerate(moments.classes):
-            if one is None or not one.count:
+        for basis, own in enumerate(moments.classes):
+            if own is None or not own.count:
                 self._set(basis, *shared)
                 continue
             # A single mask has no covariance, but its mean still counts.
-            own = one.covariance() if one.count > 1 else covariance
-            share = one.count / (one.count + self.shrinkage)
+            own_covariance = own.covariance() if own.count > 1 else covariance
+            share = own.count / (own.count + self.shrinkage)
             self._solve_basis(
                 basis,
-                share * own + (1 - share) * covariance,
-                share * one.mean() + (1 - share) * mean,
+                share * own_covariance + (1 - share) * covariance,
+                share * own.mean() + (1 - share) * mean,
             )
         return rank
 
@@ -166,7 +127,7 @@ class PCACodec(LinearCodec):
         )
 
     def _solve_basis(self, basis: int, covariance: Tensor, mean: Tensor) -> int:
-        """Set one basis from float64 statistics; return how many components carry variance."""
+        """Set a basis from float64 statistics; return the number of directions with variance."""
         variances, vectors = _eigh(covariance)  # ascending; (D,), (D, D)
         variances = variances.flip(0)
         tolerance = float(variances[0]) * len(variances) * torch.finfo(torch.float64).eps
@@ -179,7 +140,7 @@ class PCACodec(LinearCodec):
         variances[rank:] = 0
         total = covariance.trace()
         if self.sigmoid:
-            # x = s * logit with s = 2 m - 1, and the logit's variance on top of each pixel.
+            # Pixels are s * logit with s = 2 m - 1; each adds the variance of the logit.
             mean = LOGIT * (2 * mean - 1)
             variances = (2 * LOGIT) ** 2 * variances + LOGIT_VARIANCE
             total = (2 * LOGIT) ** 2 * total + LOGIT_VARIANCE * covariance.shape[0]
@@ -187,12 +148,28 @@ class PCACodec(LinearCodec):
         self._set(basis, components, mean, variances, ratios)
         return rank
 
-    # Keeping
+    # Options, configurations and files
+
+    @classmethod
+    def from_options(
+        cls, options: CodecOptions, class_names: tuple[str, ...] | None = None
+    ) -> Self:
+        """Build the codec from options; see :meth:`Codec.from_options`."""
+        if options.per_class and class_names is None:
+            raise ValueError("per_class needs the names of the classes, found None.")
+        return cls(
+            options.n_components,
+            options.mask_size,
+            sigmoid=options.sigmoid,
+            whiten=options.whiten,
+            class_names=class_names if options.per_class else None,
+            shrinkage=options.shrinkage,
+        )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the hyper-parameters with ``kind``, as JSON takes them."""
+        """Return the hyper-parameters and ``kind``, ready for JSON."""
         config: dict[str, Any] = {
-            "kind": "pca",
+            "kind": self.kind,
             "n_components": self.n_components,
             "mask_size": self.mask_size,
             "sigmoid": self.sigmoid,
@@ -204,11 +181,7 @@ class PCACodec(LinearCodec):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build an unfitted codec from what :meth:`get_config` returned.
-
-        Raises:
-            ValueError: another kind, or an unknown, missing or wrong value.
-        """
+        """Build the codec from a configuration; see :meth:`Codec.from_config`."""
         types: dict[str, type | tuple[type, ...]] = {
             "n_components": int,
             "mask_size": int,
@@ -234,20 +207,20 @@ class PCACodec(LinearCodec):
     ) -> Self:
         """Read a codec from a file of :meth:`save` or of the published tool.
 
-        The published file holds arrays alone: ``K``, ``S`` and the number of classes follow
-        from their shapes. The files of :meth:`save` hold the same arrays under the same names.
+        Published files hold only arrays, from whose shapes ``K``, ``S`` and the number of classes
+        follow. Files of :meth:`save` hold the same arrays under the same names.
 
         Args:
             path: the ``.npz`` file.
-            sigmoid: overrides what the file says: a published one by its name alone
-                (``sigmoidTrue``), where a name that says nothing means ``True``.
+            sigmoid: overrides the value in the file. Published files have it only in their name
+                (``sigmoidTrue``); the default for other names is True.
             whiten: likewise (``whitenTrue``).
-            class_names: names of a published class-specific file's bases, in their order;
-                unsaid they are called ``"1"``, ``"2"``, ...
+            class_names: names of the classes of a published class-specific file, in the order of
+                its bases; ``"1"``, ``"2"``, ... by default.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            CodecFileError: the file is no codec matrix.
+            FileNotFoundError: if the file does not exist.
+            CodecFileError: if the file does not hold such a codec.
         """
         codec = cls.from_file(read_codec_file(path), class_names)
         codec.sigmoid = codec.sigmoid if sigmoid is None else sigmoid
@@ -256,7 +229,7 @@ class PCACodec(LinearCodec):
 
     @classmethod
     def from_file(cls, file: CodecFile, class_names: Sequence[str] | None = None) -> Self:
-        """Build the codec from what a file holds, one of the published tool included."""
+        """Build the codec from the content of a file, which may be a published file."""
         if file.kind is None:
             file = CodecFile(file.path, cls.kind, _published_config(file, class_names), file.arrays)
         codec = super().from_file(file)
@@ -268,7 +241,7 @@ class PCACodec(LinearCodec):
 
 
 def _published_config(file: CodecFile, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """The hyper-parameters that a published file's shapes and name tell."""
+    """The hyper-parameters that follow from the shapes and the name of a published file."""
     components = file.require("components_c")
     if components.ndim != 3 or not len(components):
         raise file.error("components_c must have the shape (1 or C, K, D)", components.shape)
@@ -292,7 +265,7 @@ def _published_config(file: CodecFile, class_names: Sequence[str] | None) -> dic
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """torch's, on one thread: with more, the last bits depend on how many."""
+    """``torch.linalg.eigh`` on one thread; with more, the last bits depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -303,7 +276,7 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _signs(components: Tensor) -> Tensor:
-    """Return the signs, ``(K, 1)``, that make each row's entry of largest magnitude positive."""
+    """Signs, ``(K, 1)``, that make the entry of largest magnitude in each row positive."""
     sizes = components.abs()
     largest = sizes >= sizes.amax(dim=1, keepdim=True) * (1 - _SIGN_TIE)
     first = largest.int().argmax(dim=1, keepdim=True)

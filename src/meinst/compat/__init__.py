@@ -1,4 +1,4 @@
-"""Foreign files: the published models and the backbones they start from, translated once, strictly.
+"""Conversion of foreign files: the published MEInst models and Detectron2's ImageNet backbones.
 
-Nothing below the command line knows that these formats exist.
+Files are converted once, and every tensor must match. Only the command line uses this package.
 """

@@ -1,7 +1,7 @@
-"""The published MEInst models: AdelaiDet's names of the tensors, and ours.
+"""The published MEInst models: AdelaiDet's tensor names and those of this project.
 
-One table says where a published tensor lies in our model; it is read in both directions, so what
-comes in goes out again bit for bit.
+One table maps published names to tensors of a model. It is used in both directions, so a conversion
+to meinst and back gives the same tensors bit for bit.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from torch import Tensor
 
 from meinst.codecs import PCACodec
 from meinst.codecs.linear import LinearCodec
+from meinst.codecs.options import CodecOptions
 from meinst.compat.coco_classes import COCO_CLASSES
 from meinst.compat.detectron import detectron_name
-from meinst.compat.errors import ForeignFileError, first_few
-from meinst.detector.meinst import MEInst, ModelOptions
-from meinst.engine.checkpoint import build_model
-from meinst.engine.config import CodecOptions, Recipe, load_recipe
+from meinst.compat.errors import ForeignFileError
+from meinst.detector.meinst import MEInst
+from meinst.detector.predictor import ModelOptions
+from meinst.models.checkpoint import build_model
+from meinst.models.recipe import Recipe, load_recipe
+from meinst.options import first_few
 
-# Recipes of the published models. Some have the same network: the first that fits is taken.
+# Recipes of the published models. Where several have the same network, the first one is chosen.
 PUBLISHED = ("MEInst_R_50_3x", "MEInst_R_50_1x", "MEInst_R_50_3x_512", "MEInst_R_50_1x_none")
 
 _HEAD = "proposal_generator.MEInst_head."
 _CODEC = "proposal_generator.mask_encoding."
 
-# Our names and AdelaiDet's, but for the ResNet (detectron.py) and what a slice of ours is.
-# Pyramid levels are counted from 0 here and from 3 there: {level}.
+# Names here and in AdelaiDet, except for the ResNet (detectron.py) and slices of tensors.
+# {level}: pyramid levels are counted from 0 here and from 3 in AdelaiDet.
 _NAMES = (
     (r"fpn\.net\.inner_blocks\.(\d)\.0\.(weight|bias)", r"backbone.fpn_lateral{level}.\2"),
     (r"fpn\.net\.layer_blocks\.(\d)\.0\.(weight|bias)", r"backbone.fpn_output{level}.\2"),
@@ -49,55 +52,55 @@ _NAMES = (
     (r"codec\.explained_variance_", _CODEC + "explained_variances"),
 )
 
-# Ours alone: counters that nothing reads, and shares of a total that the checkpoint leaves out.
-_OURS_ALONE = re.compile(r".*\.num_batches_tracked|codec\.explained_variance_ratio_")
+# Not in published checkpoints: unused counters, and shares of a total variance that is not stored.
+_UNPUBLISHED = re.compile(r".*\.num_batches_tracked|codec\.explained_variance_ratio_")
 
-# Written by some versions of Detectron2; the recipe says the same, and must.
+# Written by some versions of Detectron2; the values must equal those of the recipe.
 _INPUT = ("pixel_mean", "pixel_std")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a published tensor lies: in our tensor ``name``, at ``index`` of its first axis."""
+    """Location of a published tensor: ``index`` along the first axis of the tensor ``name``."""
 
     name: str
     index: int | slice
 
     def view(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The published tensor's place in a state dict of ours, not copied."""
+        """The part of a model's state dict that is the published tensor, as a view."""
         return state[self.name][self.index]
 
 
 def places(state: Mapping[str, Tensor], where: str = "this model") -> dict[str, Place]:
-    """The table: of every published name, its place in our model's state dict.
+    """Map every published name to its place in a model's state dict.
 
     Args:
-        state: all tensors of a model of ours.
-        where: what they belong to, for the error.
+        state: the model's state dict.
+        where: name of the model, for error messages.
 
     Raises:
-        ForeignFileError: if a tensor of ours has no published name, naming the first few.
+        ForeignFileError: naming the first few tensors that have no published name.
     """
     table: dict[str, Place] = {}
     nameless = []
     for name, tensor in state.items():
-        if _OURS_ALONE.fullmatch(name):
+        if _UNPUBLISHED.fullmatch(name):
             continue
-        if name == "head.scales":  # one number each there
+        if name == "head.scales":  # one tensor per level in AdelaiDet
             for level in range(len(tensor)):
                 table[f"{_HEAD}scales.{level}.scale"] = Place(name, slice(level, level + 1))
             continue
-        theirs = _published_name(name, state)
-        if theirs is None:
+        published = _published_name(name, state)
+        if published is None:
             nameless.append(name)
         else:
-            # A codec's arrays begin with an axis for classes; the published ones have none.
-            table[theirs] = Place(name, 0 if name.startswith("codec.") else slice(None))
+            # A codec's arrays begin with an axis for classes; the published arrays do not.
+            table[published] = Place(name, 0 if name.startswith("codec.") else slice(None))
     if nameless:
         raise ForeignFileError(
-            f"{where}: its network has no counterpart among the published ones; without a "
-            f"published name: {first_few(nameless)}. Only ResNets with a pyramid without norms "
-            "and 3x3 predictions can be translated."
+            f"{where}: AdelaiDet has no such network; {len(nameless)} tensors have no published "
+            f"name: {first_few(nameless, 4)}. Only models with a ResNet and a pyramid without "
+            "norms can be converted."
         )
     return table
 
@@ -106,30 +109,30 @@ def _published_name(name: str, state: Mapping[str, Tensor]) -> str | None:
     if name.startswith("backbone.net."):
         resnet = detectron_name(name.removeprefix("backbone.net."))
         return f"backbone.bottom_up.{resnet}" if resnet else None
-    for ours, theirs in _NAMES:
-        if match := re.fullmatch(ours, name):
-            level = int(match[1]) + 3 if "{level}" in theirs else 0
-            found = match.expand(theirs.replace("{level}", str(level)))
+    for pattern, template in _NAMES:
+        if match := re.fullmatch(pattern, name):
+            level = int(match[1]) + 3 if "{level}" in template else 0
+            published = match.expand(template.replace("{level}", str(level)))
             layer = name.removesuffix(".weight")
-            if f"{layer}.offset.weight" in state:  # a deformable conv's own weight
-                found = found.removesuffix(".weight") + ".conv.weight"
-            return found
+            if f"{layer}.offset.weight" in state:  # the kernel of a deformable conv
+                published = published.removesuffix(".weight") + ".conv.weight"
+            return published
     return None
 
 
 def is_meinst(state: Mapping[str, Tensor]) -> bool:
-    """Whether these look like MEInst's weights, whole or not."""
+    """Whether any of the tensors is named like one of MEInst's."""
     return any(key.startswith((_HEAD, _CODEC)) for key in state)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A recipe that published weights were matched with.
+    """Result of :func:`find_recipe`.
 
     Attributes:
-        recipe: its network, codec sizes included, is that of the weights.
-        name: as given, or as shipped.
-        others: shipped recipes that fit as well.
+        recipe: the recipe, with the codec sizes of the weights.
+        name: name or path of the recipe.
+        others: names of published recipes that have the same network.
     """
 
     recipe: Recipe
@@ -143,16 +146,16 @@ def find_recipe(
     recipe: str | None = None,
     class_names: Sequence[str] = COCO_CLASSES,
 ) -> Fit:
-    """The recipe whose network these weights are, tensor for tensor.
+    """Find the recipe whose network matches published weights, tensor by tensor.
 
     Args:
         state: published weights.
-        path: their file, for errors.
-        recipe: a shipped name or a YAML file that has to fit; any published one if None.
-        class_names: of the ``C`` classes.
+        path: their file, for error messages.
+        recipe: name of a shipped recipe, or a YAML file; if None, the published recipes are tried.
+        class_names: names of the ``C`` classes.
 
     Raises:
-        ForeignFileError: if none fits; with what differs from the nearest.
+        ForeignFileError: if no recipe matches, naming the differences from the closest one.
     """
     candidates = {
         name: _with_codec_sizes(load_recipe(name), state)
@@ -160,64 +163,64 @@ def find_recipe(
     }
     shapes: dict[tuple[ModelOptions, CodecOptions], dict[str, torch.Size]] = {}
     faults: dict[str, list[str]] = {}
-    for name, one in candidates.items():
-        network = (one.model, one.codec)  # several have the same
+    for name, candidate in candidates.items():
+        network = (candidate.model, candidate.codec)  # shared by several recipes
         if network not in shapes:
-            shapes[network] = _expected_shapes(one, class_names, f"recipe {name}")
-        faults[name] = _compare(state, shapes[network]) + _compare_input(state, one)
-    fitting = [name for name in faults if not faults[name]]
-    if not fitting:
-        nearest = min(faults, key=lambda name: len(faults[name]))
+            shapes[network] = _expected_shapes(candidate, class_names, f"recipe {name}")
+        faults[name] = _compare(state, shapes[network]) + _compare_input(state, candidate)
+    matching = [name for name in faults if not faults[name]]
+    if not matching:
+        closest = min(faults, key=lambda name: len(faults[name]))
         raise ForeignFileError(
-            f"{path}: {len(faults[nearest])} tensors do not fit "
-            f"{'the recipe' if recipe else 'the nearest recipe,'} {nearest}: "
-            f"{first_few(faults[nearest])}. {_remedy(state, class_names)}"
+            f"{path}: {len(faults[closest])} tensors do not match "
+            f"{'the recipe' if recipe else 'the closest recipe,'} {closest}: "
+            f"{first_few(faults[closest], 4, '; ')}. {_remedy(state, class_names)}"
         )
-    return Fit(candidates[fitting[0]], fitting[0], tuple(fitting[1:]))
+    return Fit(candidates[matching[0]], matching[0], tuple(matching[1:]))
 
 
 def from_adelaidet(
     state: Mapping[str, Tensor], recipe: Recipe, class_names: Sequence[str] = COCO_CLASSES
 ) -> MEInst:
-    """Build our model of published weights.
+    """Build a model from published weights.
 
     Args:
-        state: published weights that fit, as :func:`find_recipe` saw to.
-        recipe: what that returned.
-        class_names: of the ``C`` classes.
+        state: published weights.
+        recipe: the recipe that :func:`find_recipe` returned for them.
+        class_names: names of the ``C`` classes.
 
     Returns:
-        The model, in evaluation mode. Its codec is the matrix inside the weights; the shares of
-        variance, which are not in there, are 0.
+        The model, in evaluation mode. Its codec is the matrix among the weights; its
+        ``explained_variance_ratio_``, which is not published, is 0.
     """
     model = _build(recipe, class_names)
-    ours = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
-    for key, place in places(ours).items():
-        place.view(ours).copy_(state[key])
-    model.load_state_dict(ours)
+    converted = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    for key, place in places(converted).items():
+        place.view(converted).copy_(state[key])
+    model.load_state_dict(converted)
     return model.eval()
 
 
 def to_adelaidet(model: MEInst, where: str = "this model") -> dict[str, Tensor]:
-    """The weights of a model under their published names, with the published shapes.
+    """Convert a model's weights to published names and shapes.
 
-    Input settings, thresholds and sizes are not among them: AdelaiDet has those in its
+    Input settings, thresholds and image sizes are not included: AdelaiDet reads them from its
     configuration.
 
     Args:
         model: any MEInst.
-        where: its name, for the error.
+        where: name of the model, for error messages.
 
     Raises:
-        ForeignFileError: if the network is none that AdelaiDet's MEInst could be, or its codec
-            is no linear one for all classes.
+        ForeignFileError: if AdelaiDet's MEInst has no such network, or the codec is not a linear
+            one shared by all classes.
     """
     codec = model.codec
     if not isinstance(codec, LinearCodec) or codec.class_names is not None:
         what = codec.kind if codec.class_names is None else "a basis for each class"
         raise ForeignFileError(
-            f"{where}: its codec ({what}) has no counterpart in AdelaiDet, which knows one linear "
-            "basis for all classes."
+            f"{where}: its codec ({what}) has no counterpart in AdelaiDet, which supports only one "
+            "linear basis for all classes."
         )
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     return {
@@ -235,7 +238,7 @@ def _build(recipe: Recipe, class_names: Sequence[str]) -> MEInst:
 
 
 def _with_codec_sizes(recipe: Recipe, state: Mapping[str, Tensor]) -> Recipe:
-    """The recipe with the matrix's own number of components and mask size, if it has any."""
+    """The recipe with the codec sizes of the published matrix, if the weights contain one."""
     components = state.get(f"{_CODEC}components")
     if components is None or components.ndim != 2:
         return recipe
@@ -249,7 +252,7 @@ def _with_codec_sizes(recipe: Recipe, state: Mapping[str, Tensor]) -> Recipe:
 def _expected_shapes(
     recipe: Recipe, class_names: Sequence[str], where: str
 ) -> dict[str, torch.Size]:
-    with torch.device("meta"):  # no memory, no random numbers
+    with torch.device("meta"):  # needs no memory and no random numbers
         state = _build(recipe, class_names).state_dict()
     return {key: place.view(state).shape for key, place in places(state, where).items()}
 
@@ -266,18 +269,19 @@ def _compare(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) ->
                 f"{key} has the shape {tuple(tensor.shape)} instead of {tuple(expected[key])}"
             )
         elif tensor.dtype != torch.float32:
-            faults.append(f"{key} is of {tensor.dtype} instead of torch.float32")
+            faults.append(f"{key} has the type {tensor.dtype} instead of torch.float32")
     return faults
 
 
 def _compare_input(state: Mapping[str, Tensor], recipe: Recipe) -> list[str]:
     faults = []
     for key in _INPUT:
-        wanted = torch.tensor(getattr(recipe.model, key))
+        expected = torch.tensor(getattr(recipe.model, key))
         if recipe.model.channel_order == "bgr":
-            wanted = wanted.flip(0)
-        if key in state and not torch.equal(state[key].flatten(), wanted):
-            faults.append(f"{key} is {state[key].flatten().tolist()} instead of {wanted.tolist()}")
+            expected = expected.flip(0)
+        if key in state and not torch.equal(state[key].flatten(), expected):
+            found = state[key].flatten().tolist()
+            faults.append(f"{key} is {found} instead of {expected.tolist()}")
     return faults
 
 
@@ -285,10 +289,10 @@ def _remedy(state: Mapping[str, Tensor], class_names: Sequence[str]) -> str:
     bias = state.get(f"{_HEAD}cls_logits.bias")
     if bias is not None and bias.ndim == 1 and len(bias) != len(class_names):
         return (
-            f"It has {len(bias)} classes, not {len(class_names)}: name them, in the order of its "
-            "training, by --class-names."
+            f"It has {len(bias)} classes, not {len(class_names)}: name them with --class-names, in "
+            "the order used in training."
         )
     return (
-        "If it was trained by another recipe, give a YAML file of its network by --recipe; "
-        "otherwise fetch the file anew."
+        "If it was trained with another configuration, describe the network in a YAML file and "
+        "give it with --recipe; otherwise download the file again."
     )

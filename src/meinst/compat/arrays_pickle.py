@@ -1,4 +1,4 @@
-"""Pickles of NumPy arrays, read without running anything that they hold."""
+"""Reading pickled NumPy arrays without executing any code in the file."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ from meinst.compat.errors import ForeignFileError
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a pickle that holds NumPy arrays and plain containers and nothing else.
+    """Read a pickle that contains only NumPy arrays and plain containers.
 
-    Pickles are programs: reading one calls whatever functions it names. Here every name but a
-    few is refused before it is even looked up, and those few stand for classes of this file,
-    which note down what an array is made of; NumPy's own reconstruction never sees the file.
-    Written by Python 2 or 3, any protocol.
+    A pickle is a program: loading it calls whatever functions it names. Here only the names that an
+    array needs are allowed, and they resolve to classes of this module, which record the parts of
+    the array; NumPy's own unpickling is never called.
 
     Args:
-        path: the file.
+        path: a file written by Python 2 or 3, in any protocol.
 
     Returns:
         Dicts, lists, tuples, strings, numbers and NumPy arrays.
 
     Raises:
-        ForeignFileError: if the file names anything else, or is damaged.
+        ForeignFileError: if the file contains anything else, or is damaged.
     """
     with path.open("rb") as file:
         try:
             return _resolve(_Reader(file, encoding="latin1").load(), {})
         except _ForbiddenNameError as error:
             raise ForeignFileError(
-                f"{path}: a pickle that asks to run {error}; only NumPy arrays and plain "
-                "containers are read, nothing was executed. Do not open it with other tools."
+                f"{path}: a pickle that would run {error}; nothing was executed. Only NumPy arrays "
+                "and plain containers can be read. Do not open the file with other tools."
             ) from error
         except Exception as error:  # a damaged pickle raises nearly anything
             raise ForeignFileError(
-                f"{path}: a damaged pickle ({type(error).__name__}: {error}). Fetch it anew."
+                f"{path}: a damaged pickle ({type(error).__name__}: {error}). Download it again."
             ) from error
 
 
@@ -50,7 +49,7 @@ class _ForbiddenNameError(pickle.UnpicklingError):
 
 
 class _Type:
-    """A NumPy type: its code, for example ``f4``, and byte order."""
+    """Stands in for a NumPy dtype: its code, such as ``f4``, and its byte order."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.code = code
@@ -60,46 +59,46 @@ class _Type:
         self.order = state[1]
 
     def resolve(self) -> np.dtype[Any]:
-        """The type, if its values are plain numbers."""
-        kind = np.dtype(str(self.code)) if len(self.code) <= 3 else None
-        if kind is None or kind.kind not in "fiub" or self.order not in "<>=|":
-            raise ValueError(f"arrays of type {self.code!r}, not of numbers")
-        return kind.newbyteorder(self.order)
+        """The dtype; raises ValueError unless it is a plain number type."""
+        dtype = np.dtype(str(self.code)) if len(self.code) <= 3 else None
+        if dtype is None or dtype.kind not in "fiub" or self.order not in "<>=|":
+            raise ValueError(f"an array of type {self.code!r}, which is not a number type")
+        return dtype.newbyteorder(self.order)
 
 
 class _Array:
-    """An array's parts, put together by :func:`_resolve`."""
+    """Stands in for an array: collects its parts, which :func:`_resolve` puts together."""
 
     def __init__(self, *_: object) -> None:
         self.parts: tuple[Any, ...] = ()
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, fortran, content = state
-        self.parts = (content, kind, shape, "F" if fortran else "C")
+        _, shape, dtype, fortran, content = state
+        self.parts = (content, dtype, shape, "F" if fortran else "C")
 
     def resolve(self) -> NDArray[Any]:
-        """The array, of its own memory."""
-        content, kind, shape, order = self.parts
+        """The array, a copy that owns its memory."""
+        content, dtype, shape, order = self.parts
         if isinstance(content, str):  # Python 2's bytes
             content = content.encode("latin1")
-        values = np.frombuffer(content, kind.resolve())
+        values = np.frombuffer(content, dtype.resolve())
         if len(values) != math.prod(shape):
             raise ValueError(f"{len(values)} values for an array of shape {shape}")
         return values.reshape(shape, order=order).copy()
 
 
 class _ArrayMaker(_Array):
-    """What protocol 5 calls: all parts at once."""
+    """Stands in for the function that protocol 5 calls with all parts at once."""
 
     def __init__(self, *parts: Any) -> None:
         self.parts = parts
 
 
 class _Bytes:
-    """What protocols 0 to 2 call for bytes: ``_codecs.encode(text, "latin1")``, or ``bytes()``."""
+    """Stands in for ``_codecs.encode(text, "latin1")`` and ``bytes()`` of protocols 0 to 2."""
 
     def __new__(cls, text: str = "", encoding: str = "latin1") -> Any:
-        """Just the bytes."""
+        """Return ordinary bytes."""
         return text.encode("latin1" if encoding == "latin1" else "ascii")
 
     def __setstate__(self, _: object) -> None:
@@ -107,7 +106,7 @@ class _Bytes:
         raise TypeError("bytes have no state")
 
 
-# What such files name, in NumPy 1 and 2, and what stands in for it.
+# The names in such files, as written by NumPy 1 and 2, and their stand-ins.
 _NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
@@ -129,9 +128,10 @@ class _Reader(pickle.Unpickler):
 
 
 def _resolve(value: Any, known: dict[int, Any]) -> Any:
-    """Stand-ins replaced by arrays; what occurs twice is made once, and stays one object.
+    """Replace stand-ins by arrays, converting objects that occur several times only once.
 
-    Otherwise a few hundred bytes, lists that hold the one before twice, would fill the memory.
+    Otherwise a file of a few hundred bytes (lists that each contain the previous list twice) would
+    fill the memory.
     """
     if id(value) not in known:
         known[id(value)] = _resolved(value, known)

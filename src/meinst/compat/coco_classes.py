@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# COCO's 80 categories of things, in the order of their ids (1 to 90, with gaps).
+# COCO's 80 thing categories, in the order of their ids (1 to 90, with gaps).
 COCO_CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
     *("traffic light", "fire hydrant", "stop sign", "parking meter", "bench"),

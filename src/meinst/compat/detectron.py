@@ -1,8 +1,9 @@
-"""Detectron2's ResNets: their names, and the ImageNet weights that trainings start from.
+"""Detectron2's ResNets: tensor names, and ImageNet weights for training.
 
-Two spellings are about. Detectron2's own is ``res2.0.conv1.norm.weight``. The published R-50.pkl
-(MSRA) has Caffe2's, ``res2_0_branch2a_bn_gamma``; Detectron's of 2018 likewise, but with a fused
-norm, ``..._bn_s`` and ``..._bn_b``, and no statistics.
+There are two naming schemes. Detectron2 itself uses ``res2.0.conv1.norm.weight``. The published
+R-50.pkl (MSRA) uses the names of Caffe2, ``res2_0_branch2a_bn_gamma``. So do the files of Detectron
+(2018), but their norms are fused into a scale ``..._bn_s`` and a shift ``..._bn_b``, without
+statistics.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from meinst.compat.errors import ForeignFileError, first_few
+from meinst.compat.errors import ForeignFileError
 from meinst.detector.backbone import Backbone
+from meinst.options import first_few
 
-# timm's names (ours, too) and Detectron2's. Stages are counted from 1 there and from 2 here.
+# Names in timm and in Detectron2. {stage}: timm counts stages from 1, Detectron2 from 2.
 _RESNET = (
     (r"conv1\.weight", r"stem.conv1.weight"),
     (r"bn1\.(\w+)", r"stem.conv1.norm.\1"),
@@ -27,7 +29,7 @@ _RESNET = (
     (r"layer(\d)\.(\d+)\.downsample\.1\.(\w+)", r"res{stage}.\2.shortcut.norm.\3"),
 )
 
-# Caffe2's names of the parts of a block, and of a norm's tensors.
+# Caffe2's names of a block's layers and of a norm's tensors.
 _BRANCHES = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 _NORMS = {
     **{"s": "weight", "gamma": "weight", "b": "bias", "beta": "bias"},
@@ -36,13 +38,13 @@ _NORMS = {
 }
 _CAFFE2 = re.compile(r"(?:res_)?(conv1)_(.+)|(res\d)_(\d+)_branch(1|2[abc])_(.+)")
 
-# The classifier, the optimizer's momenta, and the convs' biases, which Detectron2 ignores as well.
+# The classifier, the optimizer's momenta and the convs' biases; Detectron2 ignores them too.
 _IGNORED = re.compile(
     r"(stem\.)?(fc|fc1000|linear|pred)[._].*|.*_momentum|lr|.*\.num_batches_tracked"
     r"|(.*\.)?(conv\d|shortcut)\.bias"
 )
 
-# Blocks of each stage, and shape of the first 3x3 conv's weight (of groups in ResNeXts).
+# Number of blocks per stage, and shape of the first 3x3 conv's weight (grouped in ResNeXts).
 _NETWORKS = {
     "resnet50": ((3, 4, 6, 3), (64, 64, 3, 3)),
     "resnet101": ((3, 4, 23, 3), (64, 64, 3, 3)),
@@ -52,36 +54,36 @@ _NETWORKS = {
 
 
 def detectron_name(timm_name: str) -> str | None:
-    """Detectron2's name of a ResNet's tensor; None if it has none."""
-    for ours, theirs in _RESNET:
-        if match := re.fullmatch(ours, timm_name):
-            stage = int(match[1]) + 1 if "{stage}" in theirs else 0
-            return match.expand(theirs.replace("{stage}", str(stage)))
+    """Detectron2's name of a ResNet's tensor; None if there is none."""
+    for pattern, template in _RESNET:
+        if match := re.fullmatch(pattern, timm_name):
+            stage = int(match[1]) + 1 if "{stage}" in template else 0
+            return match.expand(template.replace("{stage}", str(stage)))
     return None
 
 
 def is_backbone(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are a ResNet's weights, by one of the two spellings, and nothing more."""
+    """Whether these are weights of a ResNet alone, in either naming scheme."""
     return "conv1_w" in state or "stem.conv1.weight" in state
 
 
 def from_detectron(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Translate a ResNet of Detectron2, in either spelling, to timm's names.
+    """Convert a ResNet of Detectron2, in either naming scheme, to timm's names.
 
-    Where the norms were fused to a scale and a shift, the mean becomes 0 and the variance 1 less
-    the norm's epsilon, so that scale and shift act exactly as they are. (Detectron2 itself sets
-    the variance to 1 and so scales by 1 - 5e-6.)
+    For norms that were fused into a scale and a shift, the mean becomes 0 and the variance becomes
+    1 minus the norm's epsilon, so that the norm applies exactly this scale and shift. (Detectron2
+    sets the variance to 1, which scales by 1 - 5e-6.)
 
     Args:
-        state: weights by their foreign names.
-        path: the file, for errors.
+        state: weights by their names in the file.
+        path: the file, for error messages.
 
     Returns:
         timm's name of the network, and its tensors in float32.
 
     Raises:
-        ForeignFileError: if the network is none of those known, or a tensor is missing,
-            unknown or of a wrong shape.
+        ForeignFileError: if the network is not supported, or a tensor is missing, unknown or of
+            the wrong shape.
     """
     found: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -101,17 +103,17 @@ def from_detectron(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[s
         for name, key in foreign.items()
         if key in found and found[key].shape != expected[name]
     ]
-    faults += [f"{k} is of {v.dtype}" for k, v in found.items() if not v.is_floating_point()]
+    faults += [f"{k} has the type {v.dtype}" for k, v in found.items() if not v.is_floating_point()]
     if faults:
         raise ForeignFileError(
-            f"{path}: {len(faults)} tensors do not fit a {network}: {first_few(sorted(faults))}. "
-            "Give the file as it was published."
+            f"{path}: {len(faults)} tensors do not match {network}: "
+            f"{first_few(sorted(faults), 4, '; ')}. Give the file as it was published."
         )
     return network, {name: found[key].float().contiguous() for name, key in foreign.items()}
 
 
 def backbone_shapes(net: nn.Module) -> dict[str, torch.Size]:
-    """Shapes of a network's tensors by their names, without the norms' counters."""
+    """Shapes of a network's tensors by name, without the counters of its norms."""
     return {
         name: tensor.shape
         for name, tensor in net.state_dict().items()
@@ -142,13 +144,13 @@ def _recognise(found: Mapping[str, Tensor], path: Path) -> str:
     for name, kind in _NETWORKS.items():
         if kind == (blocks, shape):
             return name
-    # A damaged file of a known network is told as such, by what does not fit.
+    # The first conv differs: assume a damaged file, so that the error names the wrong tensors.
     for name, kind in _NETWORKS.items():
         if blocks == kind[0]:
             return name
     raise ForeignFileError(
-        f"{path}: a ResNet of {', '.join(map(str, blocks))} blocks with first 3x3 weights "
-        f"{shape}, none of {', '.join(_NETWORKS)}."
+        f"{path}: a ResNet of {', '.join(map(str, blocks))} blocks whose first 3x3 weight has the "
+        f"shape {shape}; supported are {', '.join(_NETWORKS)}."
     )
 
 

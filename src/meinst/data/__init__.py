@@ -1,1 +1,1 @@
-"""Images and annotations, and what training makes of them."""
+"""Images, annotations, training samples and COCO metrics."""

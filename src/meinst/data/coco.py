@@ -1,12 +1,15 @@
-"""Annotations in COCO's JSON format: checked whole, with every fault of a file told at once."""
+"""Annotations in COCO's JSON format; all faults of a file are reported at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meinst.data.coco_file import EXAMPLES, image_sizes, load_document
 from meinst.data.coco_file import AnnotationError as AnnotationError
@@ -16,7 +19,7 @@ from meinst.data.shapes import Instances, Shape
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image of an annotation file; ``path`` is None where no image folder was given."""
+    """An image of an annotation file; ``path`` is None if no image folder was given."""
 
     id: int
     path: Path | None
@@ -26,7 +29,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something found in ``count`` annotations; ``examples`` are the ids of the first few."""
+    """A problem of ``count`` annotations; ``examples`` are the first few annotation ids."""
 
     reason: str
     count: int
@@ -40,16 +43,30 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What reading changed: instances left out (with all their ids), and instances put right."""
+    """Instances that were dropped or repaired while reading."""
 
     dropped: tuple[Finding, ...] = ()
     repaired: tuple[Finding, ...] = ()
-    dropped_ids: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
-        lines = [f"left out: {finding}" for finding in self.dropped]
-        lines += [f"put right: {finding}" for finding in self.repaired]
+        lines = [f"dropped: {finding}" for finding in self.dropped]
+        lines += [f"repaired: {finding}" for finding in self.repaired]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotationFields:
+    """Fields of one image's annotations that only evaluation needs, unchanged.
+
+    Attributes:
+        ids: ``(G,)`` int64, annotation ids.
+        boxes: ``(G, 4)`` float64, ``x y width height`` in pixels; NaN where missing.
+        areas: ``(G,)`` float64, square pixels; NaN where missing.
+    """
+
+    ids: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    areas: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +74,19 @@ class CocoData:
     """A checked annotation file.
 
     Attributes:
-        annotations: the file itself; an evaluator reads it as it is.
-        images: the images, in the file's order.
-        instances: what is in each of them.
-        class_names: the categories' names, by ascending category id; labels index them.
-        category_ids: the category ids in the same order.
-        report: the instances that were left out or put right.
+        annotations: path of the file.
+        images: the images, in the order of the file.
+        instances: the usable instances of each image.
+        fields: further fields of these instances, for evaluation.
+        class_names: names of the categories, by ascending category id; labels index them.
+        category_ids: category ids in the same order.
+        report: the instances that were dropped or repaired.
     """
 
     annotations: Path
     images: tuple[ImageRecord, ...]
     instances: tuple[Instances, ...]
+    fields: tuple[AnnotationFields, ...]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     report: Report
@@ -79,21 +98,20 @@ class CocoData:
 def read_coco(annotations: str | Path, images: str | Path | None = None) -> CocoData:
     """Read and check a COCO annotation file.
 
-    Masks may be polygons, compressed RLE (a string) or uncompressed RLE (a list). A faulty
-    instance is left out and counted in the report: a mask or box of no area or outside the image,
-    numbers that are not finite, no polygon of three points, an RLE of another size or with counts
-    that do not fill it, an unknown category or image. A box that reaches out of the image is
-    clipped; a missing one is taken from the mask. Crowd regions are kept and flagged.
+    Masks may be polygons, compressed RLE (a string) or uncompressed RLE (a list). Faulty instances
+    are dropped and reported: masks or boxes of no area or outside the image, numbers that are not
+    finite, polygons of fewer than three points, RLE that does not fit the image, unknown categories
+    or images. Boxes are clipped to the image; missing boxes are taken from the mask. Crowd regions
+    are kept and flagged.
 
     Args:
         annotations: the JSON file.
-        images: the folder that the file names are relative to; None if only masks are wanted.
+        images: folder of the image files; None if only masks are needed.
 
     Raises:
         FileNotFoundError: if the file or the folder does not exist.
-        AnnotationError: for a file that is at fault itself: no JSON, keys missing, ids that occur
-            twice, image files missing, or most annotations of unknown images or categories. The
-            message lists all its faults.
+        AnnotationError: if the file is not valid: not JSON, missing keys or image files, duplicate
+            ids, or most annotations of unknown images or categories. The message lists all faults.
     """
     path = Path(annotations)
     folder = None if images is None else Path(images)
@@ -101,22 +119,16 @@ def read_coco(annotations: str | Path, images: str | Path | None = None) -> Coco
         raise FileNotFoundError(f"The image folder {folder} does not exist.")
     document = load_document(path, folder)
     categories = sorted(document["categories"], key=lambda category: int(category["id"]))
-    records = tuple(
-        ImageRecord(
-            entry["id"],
-            None if folder is None else folder / entry["file_name"],
-            entry["width"],
-            entry["height"],
-        )
-        for entry in document["images"]
-    )
+    records = tuple(_record(entry, folder) for entry in document["images"])
     category_ids = tuple(category["id"] for category in categories)
     reader = BatchReader(image_sizes(document), category_ids)
     batch = reader.read(document["annotations"])
+    instances, fields = _by_image(batch, len(records))
     return CocoData(
         path,
         records,
-        _by_image(batch, len(records)),
+        instances,
+        fields,
         tuple(category["name"] for category in categories),
         category_ids,
         report_of(reader),
@@ -124,12 +136,13 @@ def read_coco(annotations: str | Path, images: str | Path | None = None) -> Coco
 
 
 def report_of(reader: BatchReader) -> Report:
-    """What a reader has left out and put right so far."""
-    return Report(
-        _findings(reader.dropped),
-        _findings(reader.repaired),
-        frozenset(chain.from_iterable(reader.dropped.ids.values())),
-    )
+    """Instances that a reader has dropped or repaired so far."""
+    return Report(_findings(reader.dropped), _findings(reader.repaired))
+
+
+def _record(entry: Mapping[str, Any], folder: Path | None) -> ImageRecord:
+    path = None if folder is None else folder / entry["file_name"]
+    return ImageRecord(entry["id"], path, entry["width"], entry["height"])
 
 
 def _findings(tally: Tally) -> tuple[Finding, ...]:
@@ -138,8 +151,10 @@ def _findings(tally: Tally) -> tuple[Finding, ...]:
     )
 
 
-def _by_image(batch: InstanceBatch, images: int) -> tuple[Instances, ...]:
-    """The instances of each image, in the order of their annotations."""
+def _by_image(
+    batch: InstanceBatch, images: int
+) -> tuple[tuple[Instances, ...], tuple[AnnotationFields, ...]]:
+    """Group instances by image, in the order of their annotations."""
     parts = np.split(batch.coordinates, batch.part_starts[1:-1])
     starts = batch.instance_starts.tolist()
     shapes: list[Shape] = [tuple(parts[a:b]) for a, b in pairwise(starts)]
@@ -147,7 +162,7 @@ def _by_image(batch: InstanceBatch, images: int) -> tuple[Instances, ...]:
         shapes[row] = bitmap
     order = np.argsort(batch.images, kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(batch.images, minlength=images))[:-1])
-    return tuple(
+    instances = tuple(
         Instances(
             batch.boxes[rows],
             batch.labels[rows],
@@ -156,3 +171,8 @@ def _by_image(batch: InstanceBatch, images: int) -> tuple[Instances, ...]:
         )
         for rows in groups
     )
+    fields = tuple(
+        AnnotationFields(batch.ids[rows], batch.file_boxes[rows], batch.file_areas[rows])
+        for rows in groups
+    )
+    return instances, fields

@@ -1,4 +1,4 @@
-"""COCO's JSON file as a whole: is it one, and do its parts fit together?"""
+"""Read a COCO annotation file and check its structure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 MANY = 0.5
-"""Share of annotations with an unknown image or category from which on the file is at fault."""
+"""Reject files with a larger share of annotations with an unknown image or category."""
 
 EXAMPLES = 5
-"""How many ids or names a message gives of the faulty ones."""
+"""Number of faulty ids or names listed in a message."""
 
 
 class AnnotationError(ValueError):
     """An annotation file that cannot be used.
 
     Attributes:
-        faults: every fault found in it, one sentence each.
+        faults: all faults found.
     """
 
     def __init__(self, message: str, faults: tuple[str, ...] = ()) -> None:
@@ -29,19 +29,19 @@ class AnnotationError(ValueError):
 
 
 def load_document(path: Path, folder: Path | None) -> dict[str, Any]:
-    """Read a COCO annotation file and check everything but the instances' shapes.
+    """Read a COCO annotation file and check everything except boxes and masks.
 
     Args:
         path: the JSON file.
-        folder: where its image files must be; None for no check of them.
+        folder: folder of the image files, which must exist; None to skip this check.
 
     Returns:
-        The document. Lists and keys are there, with values of the right types (``file_name`` only
+        The document. All lists and keys exist, with values of the right types (``file_name`` only
         with ``folder``); ids are unique and not negative.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        AnnotationError: with all faults.
+        AnnotationError: if the file is not valid; lists all faults.
     """
     document = _parse(path)
     checks = _FileChecks(document, files=folder is not None)
@@ -49,19 +49,19 @@ def load_document(path: Path, folder: Path | None) -> dict[str, Any]:
         checks.image_files(folder)
     if checks.faults:
         raise AnnotationError(
-            f"{path} cannot be used: {'; '.join(checks.faults)}. Correct the file and try again.",
+            f"{path} is not valid: {'; '.join(checks.faults)}. Correct the file and try again.",
             tuple(checks.faults),
         )
     return document
 
 
 def image_sizes(document: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
-    """Width and height of a checked document's images by their ids, in its order."""
-    return {entry["id"]: (entry["width"], entry["height"]) for entry in document["images"]}
+    """Height and width of the images of a checked document by id, in the order of the document."""
+    return {entry["id"]: (entry["height"], entry["width"]) for entry in document["images"]}
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    """The document, with its three lists in place."""
+    """Parse a document and check that its three lists exist."""
     if not path.is_file():
         raise FileNotFoundError(f"The annotation file {path} does not exist.")
     try:
@@ -70,15 +70,15 @@ def _parse(path: Path) -> dict[str, Any]:
         raise AnnotationError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
-    except (ValueError, RecursionError) as error:  # bytes of no encoding, endless numbers
+    except (ValueError, RecursionError) as error:  # invalid bytes, numbers of too many digits
         raise AnnotationError(f"{path} is not JSON: {error}.") from error
     if not isinstance(document, dict):
         raise AnnotationError(
-            f"{path} holds a JSON {type(document).__name__}, not an object with the lists images, "
-            "annotations and categories (a list is a file of results, not of annotations)."
+            f"{path} contains a JSON {type(document).__name__}, not an object with the lists "
+            "images, annotations and categories (lists are results, not annotations)."
         )
     faults = [
-        f"{name} is {'no list' if name in document else 'missing'}"
+        f"{name} is {'not a list' if name in document else 'missing'}"
         for name in ("images", "annotations", "categories")
         if not isinstance(document.get(name), list)
     ]
@@ -88,11 +88,11 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 class _FileChecks:
-    """Collects the faults of a document whose three lists exist.
+    """Collects the faults of a parsed document.
 
     Args:
-        document: the lists.
-        files: whether images need names; LVIS has none.
+        document: the three lists.
+        files: whether images need a file name; LVIS has none.
     """
 
     def __init__(self, document: dict[str, Any], *, files: bool) -> None:
@@ -106,27 +106,27 @@ class _FileChecks:
         )
         categories = self._entries(document, "categories", {"id": int, "name": str})
         empty = [f"{e['id']}" for e in self.images if e["width"] < 1 or e["height"] < 1]
-        self._tell(empty, "images without width or height", "image")
+        self._add(empty, "images without width or height", "image")
         for name, entries in (
             ("images", self.images),
             ("annotations", annotations),
             ("categories", categories),
         ):
-            self._tell(_repeated(e["id"] for e in entries), f"ids that occur twice in {name}", "id")
+            self._add(_repeated(e["id"] for e in entries), f"duplicate ids in {name}", "id")
             negative = [f"{e['id']}" for e in entries if e["id"] < 0]
-            self._tell(negative, f"ids below 0 in {name}", "id")
-        # Classes are matched by name in evaluation, so a name must say which one is meant.
+            self._add(negative, f"negative ids in {name}", "id")
+        # Evaluation matches classes by name, so names must be unique.
         names = _repeated(e["name"] for e in categories)
-        self._tell(names, "names that occur twice in categories", "name")
+        self._add(names, "duplicate names in categories", "name")
         for name in ("images", "categories"):
             if not document[name]:
                 self.faults.append(f"{name} is empty")
         for key, entries in (("image_id", self.images), ("category_id", categories)):
             known = {e["id"] for e in entries}
-            strange = [f"{e['id']}" for e in annotations if e[key] not in known]
-            if len(strange) > MANY * len(annotations):
-                what = f"of {len(annotations)} annotations, those with an unknown {key}"
-                self._tell(strange, what, "annotation")
+            unknown = [f"{e['id']}" for e in annotations if e[key] not in known]
+            if len(unknown) > MANY * len(annotations):
+                fault = f"annotations (of {len(annotations)}) with an unknown {key}"
+                self._add(unknown, fault, "annotation")
 
     def image_files(self, folder: Path) -> None:
         """Check that all image files exist."""
@@ -134,46 +134,47 @@ class _FileChecks:
         missing = [
             name
             for name in (e["file_name"] for e in self.images)
-            # In a folder below, or told apart by case or accents here, but not by the file system.
+            # In a subfolder, or differing in case or accents that the file system ignores.
             if name not in present and not (folder / name).is_file()
         ]
-        self._tell(missing, f"image files missing in {folder}", "file")
+        self._add(missing, f"image files missing in {folder}", "file")
 
     def _entries(
         self, document: dict[str, Any], name: str, keys: Mapping[str, type]
     ) -> list[dict[str, Any]]:
-        """The entries of a list that have all keys with values of the right type."""
+        """Return the entries of a list that have all keys with values of the right type."""
         entries: list[dict[str, Any]] = document[name]
         if all(type(entry) is dict for entry in entries) and all(
-            all(type(entry.get(key)) is kind for entry in entries) for key, kind in keys.items()
-        ):  # as it should be; what follows looks for the culprits
+            type(entry.get(key)) is expected for key, expected in keys.items() for entry in entries
+        ):  # no faults; otherwise find them entry by entry
             return entries
         wrong: dict[str, list[str]] = {}
         good = []
         for position, entry in enumerate(document[name]):
             if not isinstance(entry, dict):
-                wrong.setdefault("that are no objects", []).append(str(position))
+                wrong.setdefault("that are not objects", []).append(str(position))
                 continue
             fine = True
-            for key, kind in keys.items():
+            for key, expected in keys.items():
                 value = entry.get(key)
-                if type(value) is not kind:  # exact: True is an int to isinstance
+                if type(value) is not expected:  # exact: True is an int to isinstance
                     fine = False
-                    wanted = "an integer" if kind is int else "a string"
-                    problem = (
-                        f"whose {key!r} is not {wanted}" if key in entry else f"without {key!r}"
-                    )
+                    type_name = "an integer" if expected is int else "a string"
+                    fault = f"whose {key!r} is not {type_name}"
+                    problem = fault if key in entry else f"without {key!r}"
                     wrong.setdefault(problem, []).append(str(position))
             if fine:
                 good.append(entry)
         for problem, positions in wrong.items():
-            self._tell(positions, f"entries of {name} {problem}", "position")
+            self._add(positions, f"entries of {name} {problem}", "position")
         return good
 
-    def _tell(self, found: list[str], what: str, noun: str) -> None:
-        if found:
-            more = ", ..." if len(found) > EXAMPLES else ""
-            self.faults.append(f"{what}: {len(found)} ({noun} {', '.join(found[:EXAMPLES])}{more})")
+    def _add(self, faulty: list[str], fault: str, noun: str) -> None:
+        """Record a fault of the given ids, names or positions, if there are any."""
+        if faulty:
+            more = ", ..." if len(faulty) > EXAMPLES else ""
+            examples = ", ".join(faulty[:EXAMPLES])
+            self.faults.append(f"{fault}: {len(faulty)} ({noun} {examples}{more})")
 
 
 def _repeated(values: Iterable[Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Images of files, Pillow objects and arrays as ``(H, W, 3)`` uint8 RGB, or a clear error."""
+"""Convert image files, Pillow images and arrays to ``(H, W, 3)`` uint8 RGB."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 
 _SUFFIXES = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
-"""What counts as an image in a folder. A file that is named itself may end in anything."""
+"""Suffixes of images in folders; files that are given by name may have any suffix."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -34,26 +34,26 @@ _SENSOR_BITS = (8, 10, 12, 14, 16)
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names the file, the fault and the remedy."""
+    """An image cannot be used; the message gives the file, the reason and the remedy."""
 
 
 def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
-    """Read an image file (of several frames, the first).
+    """Read an image file; only the first frame of several.
 
-    The EXIF orientation is applied, so the picture is as viewers show it. Some annotation tools
-    ignore it: when ``size`` fits the stored picture alone, that is what is returned (but for TIFF,
-    which Pillow turns itself).
+    The EXIF orientation is applied, as in image viewers. Some annotation tools ignore it: if only
+    the unrotated image has the given ``size``, it is not applied (except for TIFF files, which
+    Pillow rotates itself).
 
     Args:
         path: the file.
-        size: width and height that an annotation file gives the image; checked.
+        size: width and height in the annotation file, to be checked; None for no check.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB; see `to_rgb` for what becomes of other modes.
+        ``(H, W, 3)`` uint8 RGB; other modes are converted as in `to_rgb`.
 
     Raises:
-        ImageError: for a file that is missing, empty, truncated, no image, larger than Pillow's
-            limit (``PIL.Image.MAX_IMAGE_PIXELS``), or not of the given size.
+        ImageError: if the file is missing, empty, damaged, not an image, larger than Pillow's limit
+            (``PIL.Image.MAX_IMAGE_PIXELS``), or has another size.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,41 +64,44 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
     try:
         with Image.open(path) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise Image.DecompressionBombError  # Pillow itself begins at twice as many
+                raise Image.DecompressionBombError  # Pillow raises it from twice as many on
             image.load()
             upright = _upright(image, size)
             pixels = _rgb(upright)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{path} is larger than {Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit against "
-            "decompression bombs: cut it into tiles or scale it down."
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{path} is not an image that Pillow {PIL.__version__} can read."
-        ) from error
-    except Exception as error:  # on broken files Pillow's readers raise nearly anything
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
-            raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ImageError(f"{path} is damaged or truncated ({reason}): restore it.") from error
+    except Exception as error:  # Pillow's readers raise almost anything for damaged files
+        raise ImageError(f"{path} {_reason(error)}") from error
     if size is not None and (upright.width, upright.height) != tuple(size):
         raise ImageError(
-            f"{path} is {upright.width} x {upright.height} pixels, but the annotations say "
-            f"{size[0]} x {size[1]}: they must belong to this very image."
+            f"{path} has {upright.width} x {upright.height} pixels, but the annotations expect "
+            f"{size[0]} x {size[1]}: use the image that was annotated."
         )
     return pixels
 
 
-def to_rgb(image: ImageLike) -> Pixels:
-    """Bring an image of any kind to ``(H, W, 3)`` uint8 RGB.
+def _reason(error: Exception) -> str:
+    """Describe why Pillow failed to read a file, and the remedy."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return (
+            f"is larger than {Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit against "
+            "decompression bombs: cut it into tiles or scale it down."
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return f"is not an image that Pillow {PIL.__version__} can read."
+    if isinstance(error, OSError) and error.errno is not None:  # from the operating system
+        return f"cannot be read: {error.strerror}."
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return f"is damaged or truncated ({reason}): restore it."
 
-    - Grey (also 1-bit) is repeated over the three channels; palettes are resolved.
-    - Transparent images are laid over white, as viewers do.
-    - Values of more than 8 bits (Pillow's ``I;16``, ``I``, ``F``; integer and float arrays): the
-      full range of the narrowest of 8, 10, 12, 14 and 16 bits that holds the greatest value
-      becomes 0..255; floats within 0..1 are multiplied by 255; everything else (negative or
-      larger values) is stretched from its own range. Values that are not finite count as 0.
+
+def to_rgb(image: ImageLike) -> Pixels:
+    """Convert an image to ``(H, W, 3)`` uint8 RGB.
+
+    - Grey images (also 1-bit) are repeated over the three channels; palettes are resolved.
+    - Transparent images are blended over white.
+    - Values of more than 8 bits (Pillow's ``I;16``, ``I``, ``F``; integer and float arrays) are
+      scaled to 0..255 from the range of 8, 10, 12, 14 or 16 bits, the smallest that contains the
+      maximum. Floats within 0..1 are multiplied by 255. Negative or larger values are scaled from
+      their own range. Values that are not finite become 0.
     - CMYK, YCbCr, HSV and LAB are converted.
 
     Args:
@@ -106,19 +109,19 @@ def to_rgb(image: ImageLike) -> Pixels:
             ``(H, W, 1)``, ``(H, W, 3)`` RGB or ``(H, W, 4)`` RGBA.
 
     Raises:
-        ImageError: for another shape or type, an image without pixels, and as `load_image`.
+        ImageError: if the image has no pixels or is of another shape or type, or as `load_image`.
     """
     if isinstance(image, (str, Path)):
         return load_image(image)
     if isinstance(image, Image.Image):
         try:
-            image.load()  # Image.open has read no more than the header
+            image.load()  # Image.open reads only the header
         except Exception as error:  # as in load_image
             raise ImageError(f"The Pillow image is damaged or truncated ({error}).") from error
         return _rgb(_upright(image, None))
     if not isinstance(image, np.ndarray):
         raise ImageError(
-            f"An image must be a path, a Pillow image or a NumPy array, not {type(image).__name__}."
+            f"An image must be a path, a Pillow image or a NumPy array, got {type(image).__name__}."
         )
     if (
         image.ndim not in (2, 3)
@@ -127,7 +130,7 @@ def to_rgb(image: ImageLike) -> Pixels:
     ):
         raise ImageError(
             f"An image array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with at least one "
-            f"pixel, not {image.shape}."
+            f"pixel, got {image.shape}."
         )
     pixels = _eight_bits(image)
     if pixels.ndim == 2:
@@ -138,15 +141,15 @@ def to_rgb(image: ImageLike) -> Pixels:
 
 
 def find_images(sources: Iterable[str | Path]) -> list[Path]:
-    """Image files of files, folders and glob patterns, each once, in the order given.
+    """Find the image files of files, folders and glob patterns, without duplicates, in order.
 
-    A folder stands for the images directly in it (by suffix, sorted; hidden files and subfolders
-    are left out); a pattern for the files it matches, sorted (``**`` goes into subfolders).
+    Folders yield the images directly in them, by suffix and sorted, without hidden files; patterns
+    yield the images that match, sorted (``**`` matches subfolders).
 
     Raises:
-        FileNotFoundError: for a source that does not exist or match, or holds no image.
+        FileNotFoundError: if a source does not exist, does not match or contains no images.
     """
-    found: dict[Path, Path] = {}  # as given, by what the paths lead to
+    found: dict[Path, Path] = {}  # paths as given, by resolved path
     for source in sources:
         path = Path(source)
         if path.is_file():
@@ -155,16 +158,16 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
             matches = sorted(entry for entry in path.iterdir() if _is_image(entry))
             if not matches:
                 raise FileNotFoundError(
-                    f"The folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-                    f"for subfolders give the pattern '{path}/**/*'."
+                    f"The folder {path} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+                    f"to include subfolders, use the pattern '{path}/**/*'."
                 )
         else:
-            # pathlib's glob refuses absolute patterns.
+            # pathlib's glob does not accept absolute patterns.
             names = sorted(glob.glob(str(source), recursive=True))  # noqa: PTH207
             matches = [entry for entry in map(Path, names) if _is_image(entry)]
             if not matches:
                 raise FileNotFoundError(
-                    f"{source} is no image file, no folder, and no pattern that matches an image."
+                    f"{source} is not a file or folder, nor a pattern that matches an image."
                 )
         for match in matches:
             found.setdefault(match.resolve(), match)
@@ -177,17 +180,17 @@ def _is_image(path: Path) -> bool:
 
 
 def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """Apply the EXIF orientation, unless the given size fits the stored picture alone."""
+    """Apply the EXIF orientation, unless only the unrotated image has the given size."""
     try:
         method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # broken metadata do not make the pixels unusable
+    except Exception:  # ignore broken metadata
         method = None
     if method is None:
         return image
-    turned = image.transpose(method)
-    if size is not None and turned.size != tuple(size) and image.size == tuple(size):
+    upright = image.transpose(method)
+    if size is not None and upright.size != tuple(size) and image.size == tuple(size):
         return image
-    return turned
+    return upright
 
 
 def _rgb(image: Image.Image) -> Pixels:
@@ -207,13 +210,13 @@ def _rgb(image: Image.Image) -> Pixels:
 
 
 def _eight_bits(values: NDArray[Any]) -> Pixels:
-    """Scale to 0..255 by the rule that `to_rgb` states; uint8 comes back as it is."""
+    """Scale to 0..255 as in `to_rgb`; uint8 is returned unchanged."""
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * 255
     if values.dtype.kind not in "iuf":
-        raise ImageError(f"An image array must hold numbers, not {values.dtype}.")
+        raise ImageError(f"An image array must contain numbers, got {values.dtype}.")
     numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(numbers.min()), float(numbers.max())
     if low >= 0 and high <= 1 and values.dtype.kind == "f":

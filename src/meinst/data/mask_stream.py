@@ -1,4 +1,4 @@
-"""The masks of annotation files, some thousands at a time: memory does not grow with the file."""
+"""Stream the masks of an annotation file in batches, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from meinst.data.coco import Report, report_of
 from meinst.data.coco_file import image_sizes
 from meinst.data.instance_batch import BatchReader, InstanceBatch
 
-# Annotations looked at together: enough for array operations to pay, a few MB of numbers.
+# Annotations per batch: enough for efficient array operations, a few MB of memory.
 _BATCH = 4096
 
 
 @dataclass(frozen=True)
 class MaskFilter:
-    """Which annotations count.
+    """Which instances to use.
 
     Attributes:
-        exclude_crowd: leave out regions of many objects.
-        min_size: leave out instances whose box is narrower or lower, in pixels.
+        exclude_crowd: drop crowd regions.
+        min_size: drop instances whose box has a smaller side, in pixels.
     """
 
     exclude_crowd: bool = True
@@ -30,10 +30,10 @@ class MaskFilter:
 
 
 class MaskStream:
-    """The usable instances of one annotation file, batch by batch.
+    """Iterate over the usable instances of an annotation file in batches.
 
     Attributes:
-        class_names: the categories' names, by ascending category id; labels index them.
+        class_names: names of the categories, by ascending category id; labels index them.
     """
 
     def __init__(
@@ -42,22 +42,24 @@ class MaskStream:
         chosen: MaskFilter | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Begin at the first batch.
+        """Prepare to read; nothing is read yet.
 
         Args:
-            document: what :func:`meinst.data.coco_file.load_document` returned.
-            chosen: which instances count.
-            share: take every ``n``-th batch, from the ``i``-th on, given as ``(i, n)``.
+            document: the result of :func:`meinst.data.coco_file.load_document`.
+            chosen: which instances to use.
+            share: ``(i, n)`` to read every ``n``-th batch from the ``i``-th on.
         """
         categories = sorted(document["categories"], key=lambda category: int(category["id"]))
         self.class_names: tuple[str, ...] = tuple(category["name"] for category in categories)
         self._entries: Sequence[dict[str, Any]] = document["annotations"]
-        self._reader = BatchReader(image_sizes(document), [one["id"] for one in categories])
+        self._reader = BatchReader(
+            image_sizes(document), [category["id"] for category in categories]
+        )
         self._chosen = chosen or MaskFilter()
         self._share = share
 
     def __iter__(self) -> Iterator[InstanceBatch]:
-        """The batches, once; :attr:`report` grows with them."""
+        """Read the batches and add to :attr:`report`; iterate only once."""
         first, step = self._share
         for start in range(first * _BATCH, len(self._entries), step * _BATCH):
             batch = self._reader.read(self._entries[start : start + _BATCH])
@@ -69,5 +71,5 @@ class MaskStream:
 
     @property
     def report(self) -> Report:
-        """What reading has left out and put right so far; the filter's choice is not in it."""
+        """Instances dropped or repaired so far, not counting those that the filter excludes."""
         return report_of(self._reader)

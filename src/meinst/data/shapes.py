@@ -1,4 +1,4 @@
-"""Instances of an image in their compact forms: polygons, and run lengths inside their box."""
+"""Instances of an image in compact form: polygons, or run lengths inside their box."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Polygons: TypeAlias = "tuple[Floats, ...]"
 """Parts of one instance, each flat ``x0 y0 x1 y1 ...`` in pixels of the original image."""
 Window: TypeAlias = "tuple[float, float, float, float]"
 
-_UNPACKED = 64  # bitmaps held as pixels at once: they may be as large as their images
+_UNPACKED = 64  # bitmaps decoded at once; each may be as large as its image
 
 
 @dataclass(frozen=True, eq=False)
 class Bitmap:
-    """A mask of run lengths, kept for the columns of its tight box and decoded when asked.
+    """A mask as run lengths for the columns of its tight box, decoded on demand.
 
     Attributes:
-        box: tight ``x1 y1 x2 y2`` of the mask in whole pixels of the image (ends excluded).
+        box: tight ``x1 y1 x2 y2`` of the mask in whole pixels of the image, ends excluded.
         image_size: height and width of the image.
-        counts: ``(n,)`` int32 lengths of alternating runs of 0 and 1, going down the columns
-            ``x1`` to ``x2`` of the image one after another.
-        area: pixels of the mask.
+        counts: ``(n,)`` int32 lengths of alternating runs of 0 and 1, down the columns ``x1`` to
+            ``x2`` of the image.
+        area: number of pixels of the mask.
     """
 
     box: tuple[int, int, int, int]
@@ -49,19 +49,27 @@ class Bitmap:
         columns = np.repeat(values, self.counts).reshape(x2 - x1, -1)  # (w, H)
         return np.ascontiguousarray(columns[:, y1:y2].T)  # (h, w)
 
+    def image_counts(self) -> list[int]:
+        """Run lengths of the whole image, as in COCO's uncompressed RLE."""
+        height, width = self.image_size
+        counts: list[int] = self.counts.tolist()
+        counts[0] += self.box[0] * height
+        counts[-1] += (width - self.box[2]) * height
+        return counts
+
 
 Shape: TypeAlias = "Polygons | Bitmap"
 
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """What an annotation file says of one image, in pixels of the original image.
+    """Annotated instances of an image, in pixels of the original image.
 
     Attributes:
         boxes: ``(G, 4)`` float64, ``x1 y1 x2 y2``, within the image.
         labels: ``(G,)`` int64, indices into the class names.
         shapes: the ``G`` masks.
-        crowd: ``(G,)`` bool, regions of many objects: no training example.
+        crowd: ``(G,)`` bool, regions of many objects, not used for training.
     """
 
     boxes: Floats
@@ -73,7 +81,7 @@ class Instances:
         return len(self.shapes)
 
     def select(self, index: NDArray[np.int64]) -> Instances:
-        """The instances of the given indices, in that order."""
+        """Select instances by index, in the given order."""
         shapes = tuple(self.shapes[i] for i in index)
         return Instances(self.boxes[index], self.labels[index], shapes, self.crowd[index])
 
@@ -95,35 +103,35 @@ def bitmap_masks(bitmaps: Sequence[Bitmap], boxes: Floats, size: int) -> NDArray
     """Each bitmap cropped by its box of ``(G, 4)`` to ``size x size``: ``(G, S, S)`` uint8."""
     masks = np.zeros((len(bitmaps), size, size), dtype=np.uint8)
     for start in range(0, len(bitmaps), _UNPACKED):
-        some = bitmaps[start : start + _UNPACKED]
+        chunk = bitmaps[start : start + _UNPACKED]
         masks[start : start + _UNPACKED] = sample_bitmaps(
-            [bitmap.array() for bitmap in some],
-            np.array([bitmap.offset for bitmap in some]),
+            [bitmap.array() for bitmap in chunk],
+            np.array([bitmap.offset for bitmap in chunk]),
             boxes[start : start + _UNPACKED],
             size,
-            np.array([bitmap.image_size for bitmap in some]),
+            np.array([bitmap.image_size for bitmap in chunk]),
         )
     return masks
 
 
 def read_counts(text: str) -> NDArray[np.int64]:
-    """Run lengths of COCO's compressed RLE string.
+    """Decode the run lengths of a compressed COCO RLE string.
 
-    A character carries 5 bits, the lowest first, and a flag (32) that more follow; bit 16 of a
-    number's last character is its sign; from the fourth number on each is a difference to the one
-    before the previous. (The format of pycocotools' ``rleToString``.)
+    Each character holds 5 bits of a number, lowest first, and a flag (32) if more follow. Bit 16
+    of the last character is the sign. From the fourth on, numbers are differences from the number
+    before the previous one. This is the format of ``rleToString`` of pycocotools.
 
     Raises:
-        ValueError: for characters outside the format, or a string that ends within a number.
+        ValueError: if the string has invalid characters or ends within a number.
     """
     raw = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) - 48
     if raw.size == 0 or raw.min() < 0 or raw.max() > 63 or raw[-1] & 32:
-        raise ValueError("the RLE string is broken")
+        raise ValueError("the string is not valid")
     ends = np.flatnonzero((raw & 32) == 0)
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
     if lengths.max() > 8:  # 40 bits: no image is that large
-        raise ValueError("the RLE string is broken")
+        raise ValueError("the string is not valid")
     place = np.arange(len(raw)) - np.repeat(starts, lengths)
     values = np.add.reduceat((raw & 31) << (5 * place), starts)
     values -= np.where(raw[ends] & 16, np.int64(1) << (5 * lengths), 0)
@@ -133,22 +141,22 @@ def read_counts(text: str) -> NDArray[np.int64]:
 
 
 def bitmap_from_counts(counts: NDArray[np.int64], height: int, width: int) -> Bitmap | None:
-    """Keep of an image's run lengths the columns that hold the mask; None for an empty mask.
+    """Convert run lengths of a whole image to a :class:`Bitmap`; None for an empty mask.
 
     Raises:
         ValueError: if a run is negative or the runs do not fill the image exactly.
     """
     pixels = height * width
     ends = np.cumsum(counts)
-    # The greatest is looked at because a sum of absurd numbers may wrap around.
+    # Check the maximum too, since sums of huge numbers may overflow.
     if len(counts) == 0 or counts.min() < 0 or counts.max() > pixels or ends[-1] != pixels:
-        raise ValueError("the RLE's counts do not fill its image")
+        raise ValueError("the counts do not fill the image")
     runs = 2 * np.flatnonzero(counts[1::2]) + 1  # runs of 1 that are not empty
     if len(runs) == 0:
         return None
     first, last = ends[runs - 1], ends[runs] - 1  # pixels, counted down the columns
     x1, x2 = int(first[0]) // height, int(last[-1]) // height + 1
-    if (first // height != last // height).any():  # a run passes from one column to the next
+    if (first // height != last // height).any():  # a run spans several columns
         y1, y2 = 0, height
     else:
         y1, y2 = int((first % height).min()), int((last % height).max()) + 1
@@ -160,11 +168,11 @@ def bitmap_from_counts(counts: NDArray[np.int64], height: int, width: int) -> Bi
 
 
 def polygon_area(polygons: Polygons) -> float:
-    """Sum of the parts' areas (shoelace formula), in square pixels; overlaps count twice."""
+    """Total area of the parts (shoelace formula), in square pixels; overlaps count twice."""
     total = 0.0
     for part in polygons:
         x, y = part[0::2], part[1::2]
-        # Around the first point: no digits are lost to large coordinates.
+        # Relative to the first point, to keep precision with large coordinates.
         x, y = x - x[0], y - y[0]
         total += abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
     return total
@@ -181,16 +189,16 @@ def shape_bounds(shape: Shape) -> Window:
 
 
 def clip_polygons(polygons: Sequence[Polygons], window: Window) -> list[Polygons]:
-    """Cut polygons to a window (Sutherland and Hodgman 1974), all parts at once.
+    """Clip polygons to a window (Sutherland and Hodgman 1974), all parts at once.
 
     Args:
-        polygons: any number of instances' parts.
+        polygons: the parts of each instance.
         window: ``x1 y1 x2 y2`` in the same pixels.
 
     Returns:
-        For each instance its parts within the window; parts that lie outside are left out.
-        Pieces of one part stay joined by edges of no area on the window's border, which reach no
-        farther than the pieces.
+        The parts of each instance inside the window, without parts that are outside. Pieces of one
+        part stay connected by edges of no area on the border of the window, which do not extend
+        beyond the pieces.
     """
     parts = [part for instance in polygons for part in instance]
     if not parts:
@@ -216,14 +224,14 @@ def clip_polygons(polygons: Sequence[Polygons], window: Window) -> list[Polygons
 def _clip_half_plane(
     points: Floats, part_of: NDArray[np.int64], axis: int, bound: float, side: int
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Keep of closed outlines what has ``side * (coordinate - bound) >= 0``."""
+    """Clip closed outlines to the half-plane ``side * (coordinate - bound) >= 0``."""
     if len(points) == 0:
         return points, part_of
-    following = _following(part_of)
+    following = _next_point(part_of)
     depth = side * (points[:, axis] - bound)
     inside = depth >= 0
     crossing = inside != inside[following]
-    # Each point yields itself if inside, then the crossing on the edge to the following one.
+    # Each point yields itself if inside, then the crossing on the edge to the next point.
     counts = inside.astype(np.int64) + crossing
     place = np.cumsum(counts) - counts
     result = np.empty((int(counts.sum()), 2))
@@ -239,15 +247,15 @@ def _clip_half_plane(
 def _drop_tongues(
     points: Floats, part_of: NDArray[np.int64], window: Window
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Drop where outlines go along the window's border and back: no area, but wider bounds."""
+    """Drop edges that run along the border of the window and back, which widen the bounds."""
     border = np.array(window).reshape(2, 2)
     while len(points):
-        following = _following(part_of)
+        following = _next_point(part_of)
         there = points[following] - points
         back = np.empty_like(points)
         back[following] = -there
         twice = (there == 0).all(1)
-        if twice.any():  # first, as a doubled corner of the window looks like two turns
+        if twice.any():  # first, since a repeated corner of the window looks like two turns
             dropped = twice
         else:
             along = (there == 0) & (back == 0) & (points == border[:, None]).any(0)
@@ -258,9 +266,9 @@ def _drop_tongues(
     return points, part_of
 
 
-def _following(part_of: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each point of closed outlines the next; the last of a part leads to its first."""
-    first = np.flatnonzero(np.diff(part_of, prepend=-1))  # where the parts begin
+def _next_point(part_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Index of the next point of each point; the last point of a part is followed by its first."""
+    first = np.flatnonzero(np.diff(part_of, prepend=-1))  # of each part
     following = np.arange(1, len(part_of) + 1)
     following[np.append(first[1:], len(part_of)) - 1] = first
     return following

@@ -1,13 +1,14 @@
-"""From an image and its instances to what the network sees: one axis-aligned map for both.
+"""Resize and augment images together with their instances.
 
-Window, resize, transposition and flips are drawn first as a `Geometry`. The image is resampled
-once, from its window; boxes and polygons are mapped analytically and rasterised last; bitmaps are
-sampled where they are, in the original image, and the small masks flipped.
+A `Geometry` (window, resize, transposition and flips) is sampled first. The image is resampled
+once. Boxes and polygons are mapped exactly, and polygons rasterised last; bitmaps are sampled in
+the original image, and the resulting masks flipped.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -32,19 +33,19 @@ from meinst.options import check_range
 from meinst.types import Target
 
 MIN_SIDE = 1.0
-"""Pixels of the network's input that a box must measure on either side to be learnt from."""
+"""Instances with a smaller side are dropped, in pixels of the network's input."""
 
 INSTANCE_WINDOW = 0.9
-"""How often a random window is made to hold the centre of some instance, if there are any."""
+"""Probability that a random window contains the centre of an instance, if there are any."""
 
 
 @dataclass(frozen=True)
-class InputOptions:
-    """The size at which the network sees an image.
+class ResizeOptions:
+    """Size of the images that the network receives.
 
     Attributes:
-        shorter_side: pixels of the resized image's shorter side...
-        longer_side: ...unless its longer side would pass this many.
+        shorter_side: shorter side of the resized image, in pixels.
+        longer_side: limit of its longer side, in pixels; the image is shrunk if it is exceeded.
     """
 
     shorter_side: int = 800
@@ -53,28 +54,28 @@ class InputOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.shorter_side <= self.longer_side:
             raise ValueError(
-                "Input sides must be 1 <= shorter_side <= longer_side, not "
+                "The sides must be 1 <= shorter_side <= longer_side, got "
                 f"{self.shorter_side} and {self.longer_side}."
             )
 
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """Random changes of training images. The defaults are those of the published recipes.
+    """Augmentation of training images. The defaults are those of the published recipes.
 
     Attributes:
-        shorter_sides: shorter sides to choose from; empty for the input's own.
-        scale_jitter: lowest and highest factor on the size, drawn uniformly in its logarithm.
-        crop_size: a random window of at most this many pixels a side is cut out of the resized
-            image; None for the whole image.
-        min_visible: instances of whose area a window leaves less than this share are dropped.
+        shorter_sides: shorter sides to choose from; empty for that of the resize options.
+        scale_jitter: smallest and largest scale factor, sampled uniformly in the logarithm.
+        crop_size: largest side of a random window that is cut out of the resized image, in pixels;
+            None for the whole image.
+        min_visible: instances are dropped if less than this fraction of their area is visible.
         horizontal_flip: probability.
         vertical_flip: probability.
-        transpose: probability of exchanging rows and columns (with flips: turns by 90 degrees).
-        brightness: factor on the values, drawn from 1 -/+ this.
-        contrast: factor on the difference to the mean grey, drawn from 1 -/+ this.
-        saturation: factor on the difference to the pixel's grey, drawn from 1 -/+ this.
-        hue: turn of the colour circle, drawn from -/+ this; 0.5 is half a turn.
+        transpose: probability of swapping rows and columns (with flips: rotations by 90 degrees).
+        brightness: factor on the pixel values, sampled from 1 -/+ this.
+        contrast: factor on the difference from the mean grey, sampled from 1 -/+ this.
+        saturation: factor on the difference from the pixel's grey, sampled from 1 -/+ this.
+        hue: shift of the hue, sampled from -/+ this; 0.5 is half the colour circle.
     """
 
     shorter_sides: tuple[int, ...] = ()
@@ -91,9 +92,9 @@ class AugmentOptions:
 
     def __post_init__(self) -> None:
         if any(side < 1 for side in self.shorter_sides):
-            raise ValueError(f"shorter_sides must be at least 1, not {self.shorter_sides}.")
+            raise ValueError(f"shorter_sides must be at least 1, got {self.shorter_sides}.")
         if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
-            raise ValueError(f"scale_jitter must be 0 < low <= high, not {self.scale_jitter}.")
+            raise ValueError(f"scale_jitter must be 0 < low <= high, got {self.scale_jitter}.")
         check_range(self, 1, math.inf, "crop_size")
         shares = ("min_visible", "horizontal_flip", "vertical_flip", "transpose")
         strengths = ("brightness", "contrast", "saturation")
@@ -103,12 +104,12 @@ class AugmentOptions:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Window, resize, transposition, horizontal flip, vertical flip: applied in this order.
+    """Window, resize, transposition, horizontal flip and vertical flip, applied in this order.
 
     Attributes:
         window: ``x1 y1 x2 y2`` in pixels of the original image.
-        size: height and width that the window is resized to, before the transposition.
-        transpose: exchange rows and columns.
+        size: height and width to which the window is resized, before the transposition.
+        transpose: swap rows and columns.
         horizontal_flip: mirror left and right.
         vertical_flip: mirror top and bottom.
     """
@@ -120,7 +121,7 @@ class Geometry:
     vertical_flip: bool = False
 
     def image(self, image: Pixels) -> Pixels:
-        """Map an image ``(H, W, 3)``; ``(h, w, 3)``, possibly a view of it."""
+        """Map an image ``(H, W, 3)`` to ``(h, w, 3)``, with any strides."""
         return self.turn(resample(image, self.size, self.window))
 
     def points(self, points: Floats) -> Floats:
@@ -148,15 +149,15 @@ class Geometry:
         return image[::-1] if self.vertical_flip else image
 
 
-def resized_size(height: int, width: int, options: InputOptions) -> tuple[int, int]:
-    """Height and width of an image resized as docs/method.md says, rounded as Detectron2 rounds.
+def resized_size(height: int, width: int, options: ResizeOptions) -> tuple[int, int]:
+    """Height and width of a resized image, as in Detectron2.
 
-    The shorter side gets its size first; only if the longer one passes its limit then, both are
-    scaled once more. Rounding is ``int(x + 0.5)``, at least 1 pixel.
+    The image is scaled to the shorter side, then shrunk if the longer side exceeds its limit.
+    Sizes are rounded by ``int(x + 0.5)``, to at least 1 pixel.
     """
     scale = options.shorter_side / min(height, width)
     new_height, new_width = scale * height, scale * width
-    # The shorter side exactly: scale * side may miss it by a bit.
+    # Set the shorter side exactly: scale * side may be off by one bit.
     if height < width:
         new_height = float(options.shorter_side)
     else:
@@ -168,14 +169,14 @@ def resized_size(height: int, width: int, options: InputOptions) -> tuple[int, i
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
-def resize_image(image: Pixels, options: InputOptions) -> Pixels:
-    """Bring an image ``(H, W, 3)`` uint8 to the size that the network sees; a copy."""
+def resize_image(image: Pixels, options: ResizeOptions) -> Pixels:
+    """Resize an image ``(H, W, 3)`` uint8 for the network; always a copy."""
     return resample(image, resized_size(image.shape[0], image.shape[1], options))
 
 
 @dataclass(frozen=True)
 class ResizedImage:
-    """An image as it was given, and as the network will see it.
+    """An image in its original size and resized for the network.
 
     Attributes:
         original: ``(H, W, 3)`` uint8 RGB.
@@ -187,12 +188,12 @@ class ResizedImage:
 
 
 def resample(image: Pixels, size: tuple[int, int], window: Window | None = None) -> Pixels:
-    """Resample a window of an image with PIL's bilinear filter (smoothing when it shrinks).
+    """Resample a window of an image with PIL's bilinear filter (antialiased).
 
     Args:
         image: ``(H, W, 3)`` uint8.
-        size: height and width of the result; that of the image itself gives an exact copy.
-        window: ``x1 y1 x2 y2`` in pixels of the image, fractions allowed; None for all of it.
+        size: height and width of the result; the size of the window gives an exact copy.
+        window: ``x1 y1 x2 y2`` in pixels of the image, may be fractional; None for the whole image.
     """
     x1, y1, x2, y2 = window or (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
     left, top, right, bottom = int(x1), int(y1), math.ceil(x2), math.ceil(y2)
@@ -208,44 +209,33 @@ def sample_geometry(
     height: int,
     width: int,
     boxes: Floats,
-    options: InputOptions,
+    options: ResizeOptions,
     augment: AugmentOptions,
     generator: torch.Generator,
 ) -> Geometry:
-    """Draw how an image is changed.
+    """Sample the geometric augmentation of an image.
 
     Args:
         height: of the original image.
         width: of the original image.
-        boxes: ``(G, 4)`` of the instances that a random window should find; may be empty.
-        options: the input size.
-        augment: what may change.
-        generator: source of all randomness; the same number of values is drawn in every case.
+        boxes: ``(G, 4)`` of the instances that random windows should contain; may be empty.
+        options: size of the resized image.
+        augment: augmentation options.
+        generator: source of all randomness; every call samples the same number of values.
     """
-    draws = torch.rand(10, generator=generator, dtype=torch.float64).tolist()
-    if augment.shorter_sides:
-        side = augment.shorter_sides[int(draws[0] * len(augment.shorter_sides))]
-        options = replace(options, shorter_side=min(side, options.longer_side))
-    low, high = augment.scale_jitter
-    factor = low * (high / low) ** draws[1]
-    full = [max(1, int(side * factor + 0.5)) for side in resized_size(height, width, options)]
+    random = torch.rand(10, generator=generator, dtype=torch.float64).tolist()
+    full = _sample_size((height, width), options, augment, random[:2])
+    # Choose a window in whole pixels of the resized image.
     crop = augment.crop_size or max(full)
     size = min(full[0], crop), min(full[1], crop)
-    low_corner, high_corner = [0.0, 0.0], [float(full[i] - size[i]) for i in (0, 1)]
-    if len(boxes) and draws[2] < INSTANCE_WINDOW:
-        chosen = boxes[int(draws[3] * len(boxes))]
-        for i, center in enumerate(
-            (
-                (chosen[1] + chosen[3]) / 2 * full[0] / height,
-                (chosen[0] + chosen[2]) / 2 * full[1] / width,
-            )
-        ):
-            low_corner[i] = min(max(0.0, center - size[i]), high_corner[i])
-            high_corner[i] = min(high_corner[i], center)
+    center = None
+    if len(boxes) and random[2] < INSTANCE_WINDOW:
+        x1, y1, x2, y2 = boxes[int(random[3] * len(boxes))]
+        center = (y1 + y2) / 2 * full[0] / height, (x1 + x2) / 2 * full[1] / width
     top, left = (
-        round(low_corner[i] + draws[4 + i] * (high_corner[i] - low_corner[i])) for i in (0, 1)
+        _sample_start(full[i], size[i], None if center is None else center[i], random[4 + i])
+        for i in (0, 1)
     )
-    # Whole pixels of the resized image; of the original one they may be fractions.
     window = (
         left * width / full[1],
         top * height / full[0],
@@ -255,10 +245,36 @@ def sample_geometry(
     return Geometry(
         window,
         size,
-        transpose=draws[6] < augment.transpose,
-        horizontal_flip=draws[7] < augment.horizontal_flip,
-        vertical_flip=draws[8] < augment.vertical_flip,
+        transpose=random[6] < augment.transpose,
+        horizontal_flip=random[7] < augment.horizontal_flip,
+        vertical_flip=random[8] < augment.vertical_flip,
     )
+
+
+def _sample_size(
+    image_size: tuple[int, int],
+    options: ResizeOptions,
+    augment: AugmentOptions,
+    random: Sequence[float],
+) -> list[int]:
+    """Sample height and width of the resized image, from two uniform values in 0..1."""
+    if augment.shorter_sides:
+        side = augment.shorter_sides[int(random[0] * len(augment.shorter_sides))]
+        options = replace(options, shorter_side=min(side, options.longer_side))
+    low, high = augment.scale_jitter
+    factor = low * (high / low) ** random[1]
+    return [max(1, int(side * factor + 0.5)) for side in resized_size(*image_size, options)]
+
+
+def _sample_start(full: int, size: int, center: float | None, random: float) -> int:
+    """Sample the start of a window of ``size`` in ``full`` pixels from a uniform value in 0..1.
+
+    The window contains ``center`` if given.
+    """
+    low, high = 0.0, float(full - size)
+    if center is not None:
+        low, high = min(max(low, center - size), high), min(high, center)
+    return round(low + random * (high - low))
 
 
 def transform_instances(
@@ -266,15 +282,14 @@ def transform_instances(
 ) -> Target:
     """Map the instances of an image to the network's input.
 
-    An instance that the window cuts gets the tight box of its visible part, and its mask within
-    that box. Left out are crowd regions, instances less visible than ``min_visible`` (share of
-    the mask's area) and boxes of less than `MIN_SIDE` pixels.
+    Instances that the window cuts get the tight box of their visible part. Crowd regions and boxes
+    with a side below `MIN_SIDE` pixels are dropped.
 
     Args:
         instances: in pixels of the original image.
-        geometry: the map.
+        geometry: the geometric transform.
         mask_size: ``S``.
-        min_visible: see above.
+        min_visible: instances are dropped if less than this fraction of their area is visible.
 
     Returns:
         Target in pixels of the result.
@@ -284,8 +299,8 @@ def transform_instances(
     boxes = geometry.boxes(kept.boxes)
     kept_sides = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf) >= MIN_SIDE
     kept, boxes = kept.select(np.flatnonzero(kept_sides)), boxes[kept_sides]
-    # Bitmaps are sampled on the original boxes, then turned with the image. Polygons are turned
-    # first: COCO's rule for pixels on an outline is not symmetric.
+    # Bitmaps are sampled in the original boxes, then flipped with the image. Polygons are flipped
+    # first, since COCO's rasterisation is not symmetric.
     bitmaps = np.array([isinstance(shape, Bitmap) for shape in kept.shapes], dtype=np.bool_)
     shapes = _map_polygons(kept.shapes, geometry)
     source = np.where(bitmaps[:, None], kept.boxes, boxes)
@@ -301,31 +316,31 @@ def transform_instances(
 
 
 def jitter_color(image: Pixels, augment: AugmentOptions, generator: torch.Generator) -> Pixels:
-    """Draw and apply brightness, contrast, saturation and hue, in this order.
+    """Jitter brightness, contrast, saturation and hue, in this order.
 
     Args:
-        image: ``(H, W, 3)`` uint8; not changed, but returned itself where nothing is to do.
+        image: ``(H, W, 3)`` uint8; not changed, returned itself if all strengths are 0.
         augment: the strengths.
-        generator: source of all randomness; the same number of values is drawn in every case.
+        generator: source of all randomness; every call samples the same number of values.
     """
-    draws = (2 * torch.rand(4, generator=generator, dtype=torch.float64) - 1).tolist()
+    random = (2 * torch.rand(4, generator=generator, dtype=torch.float64) - 1).tolist()
     strengths = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
     if not any(strengths):
         return image
-    picture = Image.fromarray(np.ascontiguousarray(image))
+    jittered = Image.fromarray(np.ascontiguousarray(image))
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for enhancer, strength, draw in zip(enhancers, strengths, draws, strict=False):
+    for enhancer, strength, value in zip(enhancers, strengths, random, strict=False):
         if strength:
-            picture = enhancer(picture).enhance(1 + strength * draw)
+            jittered = enhancer(jittered).enhance(1 + strength * value)
     if augment.hue:
-        hsv = np.array(picture.convert("HSV"))
-        hsv[..., 0] += np.uint8(round(augment.hue * draws[3] * 256) % 256)  # wraps around
-        picture = Image.fromarray(hsv, mode="HSV").convert("RGB")
-    return np.array(picture)
+        hsv = np.array(jittered.convert("HSV"))
+        hsv[..., 0] += np.uint8(round(augment.hue * random[3] * 256) % 256)  # wraps around
+        jittered = Image.fromarray(hsv, mode="HSV").convert("RGB")
+    return np.array(jittered)
 
 
 def _cut_to_window(instances: Instances, window: Window, min_visible: float) -> Instances:
-    """Keep what a window shows: shapes (polygons cut), tight boxes of what was cut."""
+    """Clip instances to a window; clipped instances get tight boxes."""
     x1, y1, x2, y2 = window
     low, high = np.array((x1, y1)), np.array((x2, y2))
     meets = ((instances.boxes[:, :2] < high) & (instances.boxes[:, 2:] > low)).all(1)
@@ -354,12 +369,12 @@ def _cut_to_window(instances: Instances, window: Window, min_visible: float) -> 
 
 
 def _visible_pixels(bitmap: Bitmap, window: Window) -> tuple[float, Window]:
-    """Share of a bitmap's pixels that touch a window, and their tight box within it."""
+    """Fraction of the pixels of a bitmap inside a window, and their tight box within it."""
     x0, y0 = bitmap.offset
     left, top = max(int(window[0]) - x0, 0), max(int(window[1]) - y0, 0)
     right, bottom = math.ceil(window[2]) - x0, math.ceil(window[3]) - y0
-    seen = bitmap.array()[top : max(bottom, 0), left : max(right, 0)]
-    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    visible = bitmap.array()[top : max(bottom, 0), left : max(right, 0)]
+    rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
     if len(rows) == 0:
         return 0.0, window
     box = (
@@ -368,11 +383,11 @@ def _visible_pixels(bitmap: Bitmap, window: Window) -> tuple[float, Window]:
         min(float(x0 + left + columns[-1] + 1), window[2]),
         min(float(y0 + top + rows[-1] + 1), window[3]),
     )
-    return float(seen.sum()) / bitmap.area, box
+    return float(visible.sum()) / bitmap.area, box
 
 
 def _map_polygons(shapes: tuple[Shape, ...], geometry: Geometry) -> tuple[Shape, ...]:
-    """Map the points of all polygons at once; bitmaps stay in the original image."""
+    """Map the points of all polygons; bitmaps stay in the original image."""
     parts = list(chain.from_iterable(s for s in shapes if not isinstance(s, Bitmap)))
     if not parts:
         return shapes

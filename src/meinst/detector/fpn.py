@@ -1,4 +1,4 @@
-"""The feature pyramid: torchvision's, with the levels that a detector asks for."""
+"""The feature pyramid: torchvision's, with the extra levels of the published detector."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from meinst.detector.layers import FloatConv, GroupNorm
+from meinst.detector.layers import FloatConv, GroupNorm, rebuild_conv
 
 
 class FPN(nn.Module):
-    """Feature pyramid (arXiv 1612.03144) of the published detector (docs/method.md).
+    """Feature pyramid network (arXiv 1612.03144).
 
-    Lateral 1x1, nearest up-sampling and sum, output 3x3; two further levels, if asked for, are
-    stride-2 convs of the coarsest output and of the rectified first of them.
+    Lateral 1x1 convs, nearest upsampling and addition, 3x3 output convs. Two extra levels are
+    optional: a stride-2 conv of the coarsest output, and one of the first extra level after ReLU.
 
     Args:
         in_channels: channels of the backbone's maps, finest first.
         channels: channels of every output.
-        num_levels: ``len(in_channels)`` or two more.
-        norm_groups: groups of the group norm after each conv, the two further levels' excepted;
-            0 for no norm.
+        num_levels: ``len(in_channels)``, or two more.
+        norm_groups: groups of the group norm after each conv except those of the extra levels; 0
+            for no norm.
 
     Raises:
-        ValueError: for another number of levels.
+        ValueError: if the number of levels is neither.
     """
 
     def __init__(
@@ -44,17 +44,18 @@ class FPN(nn.Module):
                 f"a pyramid on {len(in_channels)} backbone levels has {len(in_channels)} or "
                 f"{len(in_channels) + 2} levels, not {num_levels}: give as many strides."
             )
-        further = LastLevelP6P7(channels, channels) if extra else None
-        if further is not None:
-            further.p6.__class__ = further.p7.__class__ = FloatConv
+        extra_blocks = LastLevelP6P7(channels, channels) if extra else None
+        if extra_blocks is not None:
+            extra_blocks.p6 = rebuild_conv(extra_blocks.p6, FloatConv)
+            extra_blocks.p7 = rebuild_conv(extra_blocks.p7, FloatConv)
         self.net = FeaturePyramidNetwork(
             list(in_channels),
             channels,
-            extra_blocks=further,
+            extra_blocks=extra_blocks,
             norm_layer=(lambda c: GroupNorm(norm_groups, c)) if norm_groups else None,
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Pyramid levels ``(B, channels, H / stride, W / stride)``, finest first."""
+        """Return the pyramid levels ``(B, channels, H / stride, W / stride)``, finest first."""
         named = OrderedDict((str(i), feature) for i, feature in enumerate(features))
         return list(self.net(named).values())

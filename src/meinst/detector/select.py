@@ -1,4 +1,4 @@
-"""From what the network says of every point to the few detections that are kept."""
+"""Selection: from predictions for every point to the detections of an image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from meinst.codecs import Codec
+from meinst.codecs.packed import PackedMaskCodec
 from meinst.detections import Detections
-from meinst.detector.sight import MaskRefiner, mask_sureness
-from meinst.detector.votes import hold_votes
+from meinst.detector.box_voting import vote_boxes
+from meinst.detector.mask_refinement import MaskRefiner, maskness
 from meinst.ops.boxes import distances_to_boxes
 from meinst.options import check_range
 from meinst.types import HeadOutputs
 
-UNTUNED = 0.5  # score threshold where none was given and no training found one
+DEFAULT_THRESHOLD = 0.5  # where neither a recipe nor a validation has set a score threshold
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,13 @@ class SelectOptions:
 
     Attributes:
         candidate_threshold: smallest class score (before centre-ness) of a candidate, 0 to 1.
-        score_threshold: smallest final score of a prediction, 0 to 1; evaluation has none. None
-            is for training: a trained model has that of the best F1 in its validation. Until then
-            it is 0.5.
-        max_per_level: candidates kept of each pyramid level, the best by score.
-        nms_threshold: of two boxes of a class that overlap more than this IoU, the better stays.
-        max_detections: detections kept of an image.
-        voting: candidates that overlap what is kept correct its box and its code, and how well
-            they agree weighs its score (:mod:`meinst.detector.votes`).
+        score_threshold: smallest final score of a detection, 0 to 1. None: training sets it to
+            the threshold that maximises F1 on the validation set; until then it is 0.5.
+        max_per_level: limit of candidates per pyramid level, best first.
+        nms_threshold: of two boxes of one class whose IoU is above this, the better one is kept.
+        max_detections: limit of detections per image.
+        box_voting: whether suppressed candidates improve the box, code and score of the detection
+            that is kept (:mod:`meinst.detector.box_voting`).
     """
 
     candidate_threshold: float = 0.05
@@ -41,10 +41,10 @@ class SelectOptions:
     max_per_level: int = 1000
     nms_threshold: float = 0.6
     max_detections: int = 100
-    voting: bool = False
+    box_voting: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, by name."""
+        """Reject values that are out of range."""
         if not 0 < self.candidate_threshold < 1:
             raise ValueError(
                 f"candidate_threshold must lie between 0 and 1, got {self.candidate_threshold}."
@@ -52,41 +52,72 @@ class SelectOptions:
         check_range(self, 0, 1, "score_threshold", "nms_threshold")
         check_range(self, 1, math.inf, "max_detections", "max_per_level")
 
+    def override(
+        self, score_threshold: float | None = None, max_detections: int | None = None
+    ) -> SelectOptions:
+        """A copy with the given values; None keeps the current one."""
+        if score_threshold is None:
+            score_threshold = self.score_threshold
+        if max_detections is None:
+            max_detections = self.max_detections
+        return replace(self, score_threshold=score_threshold, max_detections=max_detections)
+
+    @property
+    def threshold(self) -> float:
+        """The score threshold in force."""
+        return DEFAULT_THRESHOLD if self.score_threshold is None else self.score_threshold
+
 
 @dataclass(frozen=True)
-class ImageSize:
-    """Heights and widths, in pixels, of an image as it was given and as the network saw it."""
+class ImageSizes:
+    """``(H, W)`` of an image before and after resizing for the network."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """Promising (point, class) pairs of one image.
+
+    Attributes:
+        points: ``(M,)`` int64 indices of points.
+        labels: ``(M,)`` int64.
+        scores: ``(M,)``.
+        boxes: ``(M, 4)`` ``x1 y1 x2 y2`` in pixels of the resized image, not clipped.
+    """
+
+    points: Tensor
+    labels: Tensor
+    scores: Tensor
+    boxes: Tensor
+
+
 @torch.no_grad()
 def select_detections(
     outputs: HeadOutputs,
-    sizes: Sequence[ImageSize],
+    sizes: Sequence[ImageSizes],
     codec: Codec,
     class_names: tuple[str, ...],
     options: SelectOptions,
     refiner: MaskRefiner | None = None,
 ) -> list[Detections]:
-    """Score, keep the best of each level, suppress doubles (docs/method.md).
+    """Score points, keep the best of each level and suppress duplicates.
 
-    The score is ``sqrt(class * centre-ness)``; with votes it is then multiplied by how well they
-    agree, and with sight, which decodes the masks of what is kept, by how sure the mask is of
-    its pixels. Boxes are gathered for candidates only, codes asked for of what is kept only, and
-    of those that vote on it.
+    The score is ``sqrt(class * centre-ness)``. Box voting multiplies it by the agreement of the
+    voters, mask refinement by the maskness of the refined mask. Codes are read only for kept
+    detections and their voters.
 
     Args:
-        outputs: what the network said, ``B`` images.
-        sizes: of each image.
-        codec: goes with the detections, to decode them when asked.
+        outputs: predictions for ``B`` images.
+        sizes: sizes of each image.
+        codec: the codec of the codes; stored with the detections to decode them on request.
         class_names: names of the ``C`` classes.
         options: thresholds and limits.
-        refiner: corrects masks by the outputs' sight; None for models without.
+        refiner: refines masks with the features in ``outputs``; None for models without.
 
     Returns:
-        For each image its detections, the best first, in the original image's pixels.
+        For each image its detections, best first, in pixels of the original image.
     """
     return [
         _select_one(outputs, index, size, codec, class_names, options, refiner)
@@ -97,65 +128,36 @@ def select_detections(
 def _select_one(
     outputs: HeadOutputs,
     index: int,
-    size: ImageSize,
+    size: ImageSizes,
     codec: Codec,
     class_names: tuple[str, ...],
     options: SelectOptions,
     refiner: MaskRefiner | None,
 ) -> Detections:
-    from torchvision.ops import batched_nms, clip_boxes_to_image
-
-    point, labels, scores = _candidates(outputs, index, options)
-    points, strides = outputs.points[point], outputs.strides[point, None]
-    boxes = distances_to_boxes(points, outputs.boxes[index, point] * strides)  # (N, 4)
-    # From here on scores only fall: nobody pays for what will not be shown.
-    threshold = UNTUNED if options.score_threshold is None else options.score_threshold
-    (enough,) = (scores >= threshold).nonzero(as_tuple=True)
-    keep = enough[batched_nms(boxes[enough], scores[enough], labels[enough], options.nms_threshold)]
-    if len(keep) > options.max_detections:  # ties with the last one stay, as published
-        last = scores[keep[options.max_detections - 1]]
-        keep = keep[scores[keep] >= last]
-
-    def codes_of(chosen: Tensor) -> Tensor:
-        return outputs.codes[torch.full_like(chosen, index), point[chosen]]
-
-    if options.voting:
-        elected = hold_votes(boxes, scores, labels, keep, codes_of)
-        boxes, codes, scores = elected.boxes, elected.codes, scores[keep] * elected.agreement
-    else:
-        boxes, codes, scores = boxes[keep], codes_of(keep), scores[keep]
-
-    height, width = size.original
-    ratio = boxes.new_tensor([width / size.resized[1], height / size.resized[0]]).repeat(2)
-    boxes = clip_boxes_to_image(boxes * ratio, size.original)
-    found = Detections(
+    candidates = _find_candidates(outputs, index, options)
+    keep = _suppress(candidates, options)
+    boxes, codes, scores = _merge_candidates(outputs, index, candidates, keep, options)
+    boxes, scale = _to_original_image(boxes, size)
+    detections = Detections(
         boxes=boxes,
         scores=scores,
-        labels=labels[keep],
+        labels=candidates.labels[keep],
         codes=codes,
         image_size=size.original,
         codec=codec,
         class_names=class_names,
     )
-    found = found[((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)]
+    detections = detections[((boxes[:, 2:] - boxes[:, :2]) > 0).all(-1)]
     if refiner is not None:
-        logits = codec.inverse_logits(found.codes, found.labels)
-        image = torch.full_like(found.labels, index)
-        correction = refiner.correct(outputs, image, found.boxes / ratio, logits)
-        scores = found.scores * mask_sureness(logits + correction)
-        # Halves are exact enough for logits, and a quarter of the size of a detection's pixels.
-        found = replace(found, scores=scores, corrections=correction.half())
-    found = found[found.scores.argsort(descending=True, stable=True)]
-    return found[found.scores >= threshold]
+        detections = _refine(detections, codec, refiner, outputs, index, scale)
+    detections = detections[detections.scores.argsort(descending=True, stable=True)]
+    return detections[detections.scores >= options.threshold]
 
 
-def _candidates(
-    outputs: HeadOutputs, index: int, options: SelectOptions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, labels and scores ``(N,)`` of the best (point, class) pairs of each level."""
-    threshold = options.candidate_threshold
-    # Compared as logits, so that only candidates need a sigmoid.
-    limit = math.log(threshold / (1 - threshold))
+def _find_candidates(outputs: HeadOutputs, index: int, options: SelectOptions) -> _Candidates:
+    """The best (point, class) pairs of each level."""
+    # Compare logits, so that only candidates need a sigmoid.
+    limit = math.log(options.candidate_threshold / (1 - options.candidate_threshold))
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     start = 0
     for count in outputs.level_sizes:
@@ -168,5 +170,70 @@ def _candidates(
             point, labels = point[best], labels[best]
         found.append((start + point, labels, scores))
         start += count
-    points, classes, values = (torch.cat(part) for part in zip(*found, strict=True))
-    return points, classes, values
+    point, labels, scores = (torch.cat(part) for part in zip(*found, strict=True))
+    distances = outputs.boxes[index, point] * outputs.strides[point, None]
+    return _Candidates(point, labels, scores, distances_to_boxes(outputs.points[point], distances))
+
+
+def _suppress(candidates: _Candidates, options: SelectOptions) -> Tensor:
+    """Indices ``(N,)`` of the candidates that class-wise NMS and the limit keep, best first."""
+    from torchvision.ops import batched_nms
+
+    scores = candidates.scores
+    # Scores only decrease from here on, so nothing below the threshold can come back.
+    (above,) = (scores >= options.threshold).nonzero(as_tuple=True)
+    boxes, labels = candidates.boxes[above], candidates.labels[above]
+    keep = above[batched_nms(boxes, scores[above], labels, options.nms_threshold)]
+    if len(keep) > options.max_detections:  # ties with the last one are kept, as published
+        last = scores[keep[options.max_detections - 1]]
+        keep = keep[scores[keep] >= last]
+    return keep
+
+
+def _merge_candidates(
+    outputs: HeadOutputs,
+    index: int,
+    candidates: _Candidates,
+    keep: Tensor,
+    options: SelectOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, codes and scores of the kept candidates, after box voting if it is on."""
+
+    def codes_of(chosen: Tensor) -> Tensor:
+        return outputs.codes[torch.full_like(chosen, index), candidates.points[chosen]]
+
+    boxes, scores = candidates.boxes, candidates.scores
+    if not options.box_voting:
+        return boxes[keep], codes_of(keep), scores[keep]
+    voted = vote_boxes(boxes, scores, candidates.labels, keep, codes_of)
+    return voted.boxes, voted.codes, scores[keep] * voted.agreement
+
+
+def _to_original_image(boxes: Tensor, size: ImageSizes) -> tuple[Tensor, Tensor]:
+    """Boxes scaled to the original image and clipped, and the factors ``(4,)``."""
+    from torchvision.ops import clip_boxes_to_image
+
+    height, width = size.original
+    scale = boxes.new_tensor([width / size.resized[1], height / size.resized[0]]).repeat(2)
+    return clip_boxes_to_image(boxes * scale, size.original), scale
+
+
+def _refine(
+    detections: Detections,
+    codec: Codec,
+    refiner: MaskRefiner,
+    outputs: HeadOutputs,
+    index: int,
+    scale: Tensor,
+) -> Detections:
+    """Refine the masks, weight the scores by maskness, and store the masks as codes again."""
+    logits = codec.inverse_logits(detections.codes, detections.labels)
+    image = torch.full_like(detections.labels, index)
+    logits = logits + refiner.correct(outputs, image, detections.boxes / scale, logits)
+    packed = PackedMaskCodec(codec.mask_size)
+    return replace(
+        detections,
+        scores=detections.scores * maskness(logits),
+        codes=packed.encode(logits.sigmoid()),
+        codec=packed,
+    )

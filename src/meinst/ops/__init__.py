@@ -1,1 +1,1 @@
-"""Pure functions on tensors and arrays, and the kernels behind them."""
+"""Pure functions on tensors and arrays, and their compiled kernels."""

@@ -1,6 +1,6 @@
-"""Compiled loops that count pixels shared by masks, 64 masks in one machine word.
+"""Compiled loops that count pixels shared by masks, with 64 masks packed into a machine word.
 
-A matrix product of zeros and ones does the same; counting bits is twenty times as fast.
+A matrix product of zeros and ones gives the same counts; counting bits is twenty times as fast.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numba.extending import intrinsic
 from meinst.ops.jit import compiled
 
 WORD = 64
-# Rows of the table below that stay in the cache while all others pass by.
+# Rows that stay in the cache while all earlier rows are compared with them.
 _TILE = 256
 
 
 @intrinsic
 def _count_bits(_context: Any, _bits: Any) -> tuple[Any, Callable[..., Any]]:
-    """The processor's own instruction, which numba has no name for."""
+    """Count set bits with the processor's instruction, which numba does not expose."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
@@ -31,12 +31,12 @@ def _count_bits(_context: Any, _bits: Any) -> tuple[Any, Callable[..., Any]]:
 
 @compiled
 def pack_pixels(masks: np.ndarray, bits: np.ndarray) -> None:
-    """Put the masks' values of each pixel side by side into words.
+    """Pack the values of each pixel in all masks into words, one bit per mask.
 
     Args:
         masks: ``(N, D)`` uint8 of 0 and 1.
-        bits: ``(D, W)`` uint64 with ``W * 64 >= N``; mask ``n`` goes to bit ``n % 64`` of word
-            ``n // 64``, bits without a mask become 0.
+        bits: ``(D, W)`` uint64 with ``W * 64 >= N``, filled in place. Mask ``n`` goes to bit
+            ``n % 64`` of word ``n // 64``; unused bits become 0.
     """
     count, size = masks.shape
     row = np.zeros(size, dtype=np.uint64)
@@ -51,10 +51,10 @@ def pack_pixels(masks: np.ndarray, bits: np.ndarray) -> None:
 
 @compiled
 def add_shared(bits: np.ndarray, products: np.ndarray) -> None:
-    """Add to each pair of pixels in how many masks both are set.
+    """Add, for each pair of pixels, the number of masks in which both are set.
 
     Args:
-        bits: ``(D, W)`` uint64, as of :func:`pack_pixels`.
+        bits: ``(D, W)`` uint64 from :func:`pack_pixels`.
         products: ``(D, D)`` int64; its upper triangle, diagonal included, is changed in place.
     """
     size, words = bits.shape

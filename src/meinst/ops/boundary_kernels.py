@@ -1,8 +1,8 @@
-"""Compiled loops over run lengths: overlaps and boundaries; called through ``ops.mask_iou``.
+"""Compiled loops over runs: overlaps and boundaries of masks; called through ``ops.mask_iou``.
 
-A mask is its runs, ``(R, 2)``: the first pixel of each and the pixel after its last, counted
-down the columns of the image; ascending, never empty, never touching. Work and memory follow
-the number of runs, about the mask's width, and not the number of pixels.
+A mask is given by its runs, ``(R, 2)``: the first pixel of each and the pixel after its last,
+counted down the columns of the image; ascending, never empty, never touching. Time and memory
+grow with the number of runs (about the mask's width), not with the number of pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from meinst.ops.jit import compiled
 def find_runs(counts: np.ndarray) -> np.ndarray:
     """Runs of ones, ``(R, 2)`` int64, from lengths of alternating runs of 0 and 1, ``(n,)``.
 
-    A run of no zeros parts nothing, and one of no ones is none.
+    Runs of length 0 are dropped; runs of ones that touch because of them are merged.
     """
     runs = np.empty((len(counts) // 2, 2), dtype=np.int64)
     place, used = 0, 0
@@ -36,7 +36,7 @@ def find_runs(counts: np.ndarray) -> np.ndarray:
 
 @compiled
 def shared_pixels(first: np.ndarray, second: np.ndarray) -> int:
-    """Number of pixels that two masks, ``(R, 2)`` and ``(Q, 2)``, have in common."""
+    """Number of pixels shared by two masks, ``(R, 2)`` and ``(Q, 2)``."""
     shared, i, j = 0, 0, 0
     while i < len(first) and j < len(second):
         shared += max(min(first[i, 1], second[j, 1]) - max(first[i, 0], second[j, 0]), 0)
@@ -49,15 +49,16 @@ def shared_pixels(first: np.ndarray, second: np.ndarray) -> int:
 
 @compiled
 def _split_columns(runs: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut runs where a column ends.
+    """Split runs at the ends of columns.
 
     Args:
         runs: ``(R, 2)``, at least one.
-        height: the image's, in pixels.
+        height: of the image, in pixels.
 
     Returns:
-        ``(Q, 2)`` int64 rows ``low`` to ``high`` (excluded), and ``(w + 1,)`` int64: where each
-        column's begin, from the mask's first column to its last, and the end.
+        ``(Q, 2)`` int64 pieces, rows ``low`` to ``high`` (excluded), and ``(w + 1,)`` int64, the
+        index of the first piece of each column, from the mask's first column to its last, and
+        ``Q``.
     """
     left, right = runs[0, 0] // height, (runs[-1, 1] - 1) // height
     count = 0
@@ -83,7 +84,7 @@ def _split_columns(runs: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarra
 
 @compiled
 def _shrink(pieces: np.ndarray, begins: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """Take ``distance`` rows from both ends of every piece; what is used up goes."""
+    """Remove ``distance`` rows from both ends of every piece, and pieces that become empty."""
     shrunk = np.empty_like(pieces)
     ends = np.zeros_like(begins)
     used = 0
@@ -99,11 +100,11 @@ def _shrink(pieces: np.ndarray, begins: np.ndarray, distance: int) -> tuple[np.n
 
 @compiled
 def _with_room(pieces: np.ndarray, used: int, more: int) -> np.ndarray:
-    """The same array, or a larger one with its first ``used`` rows, if ``more`` do not fit."""
+    """Copy the first ``used`` rows to a larger array if ``more`` rows do not fit."""
     if used + more <= len(pieces):
         return pieces
     larger = np.empty((2 * (used + more), 2), dtype=pieces.dtype)
-    for p in range(used):  # a copy of slices takes seconds to compile
+    for p in range(used):  # copying slices takes seconds to compile
         larger[p, 0] = pieces[p, 0]
         larger[p, 1] = pieces[p, 1]
     return larger
@@ -111,9 +112,9 @@ def _with_room(pieces: np.ndarray, used: int, more: int) -> np.ndarray:
 
 @compiled
 def _intersect(first: np.ndarray, second: np.ndarray, result: np.ndarray, used: int) -> int:
-    """Append what two columns have in common to ``result``; returns how many rows it then has.
+    """Append the intersection of two columns to ``result``; returns the new number of rows.
 
-    There must be room for as many rows as both have together.
+    ``result`` must have room for as many rows as both columns together.
     """
     i, j = 0, 0
     while i < len(first) and j < len(second):
@@ -130,24 +131,49 @@ def _intersect(first: np.ndarray, second: np.ndarray, result: np.ndarray, used: 
 
 
 @compiled
-def _common_rows(
-    pieces: np.ndarray, begins: np.ndarray, length: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that all of ``length`` neighbouring columns have, for each such window.
-
-    With the windows cut at every ``length``-th column, one is the end of a block and the start
-    of the next. Growing ends and starts column by column makes three intersections for each
-    window, whatever its length (van Herk 1992; Gil and Werman 1993).
+def _grow_ends(
+    pieces: np.ndarray, begins: np.ndarray, stop: int, ends: np.ndarray, end_begins: np.ndarray
+) -> np.ndarray:
+    """Intersect the last 0, 1, 2, ... columns of a block, for :func:`_common_rows`.
 
     Args:
         pieces: ``(Q, 2)`` int64 rows of all columns.
-        begins: ``(w + 1,)`` int64, where each column's begin.
-        length: columns of a window, odd.
-        height: rows of a column.
+        begins: ``(w + 1,)`` int64, first piece of each column.
+        stop: the column after the block.
+        ends: takes the intersections; its first row is a whole column, that of no columns.
+        end_begins: ``(length + 2,)`` int64, takes the first row of each intersection.
 
     Returns:
-        ``(E, 2)`` int64 and ``(w + 1,)`` int64 in the same form: at each column those of the
-        window around it; a window that reaches beyond the columns has none.
+        ``ends``, or a larger array in its place.
+    """
+    end_begins[0], end_begins[1] = 0, 1
+    for k in range(1, len(end_begins) - 1):
+        before, after = end_begins[k - 1], end_begins[k]
+        own = pieces[begins[stop - k] : begins[stop - k + 1]]
+        ends = _with_room(ends, after, len(own) + after - before)
+        end_begins[k + 1] = _intersect(ends[before:after], own, ends, after)
+    return ends
+
+
+@compiled
+def _common_rows(
+    pieces: np.ndarray, begins: np.ndarray, length: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intersect ``length`` neighbouring columns, for each such window.
+
+    The columns are divided into blocks of ``length``, so that each window consists of the end of
+    one block and the start of the next. Extending ends and starts column by column takes three
+    intersections per window, for any length (van Herk 1992; Gil and Werman 1993).
+
+    Args:
+        pieces: ``(Q, 2)`` int64 rows of all columns.
+        begins: ``(w + 1,)`` int64, first piece of each column.
+        length: columns per window, odd.
+        height: rows per column.
+
+    Returns:
+        ``(E, 2)`` int64 and ``(w + 1,)`` int64 in the same form: for each column the rows common
+        to the window around it; none where the window extends beyond the columns.
     """
     width, around = len(begins) - 1, length // 2
     windows = width - length + 1
@@ -155,17 +181,11 @@ def _common_rows(
     found_begins = np.zeros(width + 1, dtype=np.int64)
     everything = np.array([[0, height]])
     ends = np.empty((len(pieces) + 1, 2), dtype=np.int64)
-    end_begins = np.empty(length + 2, dtype=np.int64)  # of the last column's, second last's, ...
+    ends[0, 0], ends[0, 1] = 0, height
+    end_begins = np.empty(length + 2, dtype=np.int64)
     used = 0
     for block in range(0, windows, length):
-        ends[0, 0], ends[0, 1] = 0, height
-        end_begins[0], end_begins[1] = 0, 1
-        for k in range(1, length + 1):
-            column = block + length - k
-            before, after = end_begins[k - 1], end_begins[k]
-            own = pieces[begins[column] : begins[column + 1]]
-            ends = _with_room(ends, after, len(own) + after - before)
-            end_begins[k + 1] = _intersect(ends[before:after], own, ends, after)
+        ends = _grow_ends(pieces, begins, block + length, ends, end_begins)
         start = everything
         for k in range(min(length, windows - block)):
             window = block + k
@@ -185,15 +205,15 @@ def _common_rows(
 
 @compiled
 def find_boundary(runs: np.ndarray, height: int, distance: int) -> np.ndarray:
-    """The pixels of a mask that its erosion by a square takes away.
+    """Pixels that erosion by a square removes from a mask.
 
     Args:
         runs: ``(R, 2)``, at least one.
-        height: the image's, in pixels.
-        distance: the square's side is twice this and 1; at least 1.
+        height: of the image, in pixels.
+        distance: ``d``, at least 1; the square has sides of ``2 d + 1``.
 
     Returns:
-        ``(Q, 2)`` runs of the same type; they may touch from one column to the next.
+        ``(Q, 2)`` runs of the same type; runs may touch at the ends of columns.
     """
     pieces, begins = _split_columns(runs, height)
     shrunk, shrunk_begins = _shrink(pieces, begins, distance)
@@ -206,7 +226,7 @@ def find_boundary(runs: np.ndarray, height: int, distance: int) -> np.ndarray:
         k = inner_begins[x]
         for p in range(begins[x], begins[x + 1]):
             low = pieces[p, 0]
-            # What is left inside a piece has boundary above and below it.
+            # Each inner run has boundary above and below it.
             while k < inner_begins[x + 1] and inner[k, 1] < pieces[p, 1]:
                 boundary[used, 0] = shift + low
                 boundary[used, 1] = shift + inner[k, 0]

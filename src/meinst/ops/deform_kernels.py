@@ -1,10 +1,11 @@
-"""Compiled loops of the deformable conv: gather four pixels a tap, and scatter back the gradient.
+"""Compiled loops of the deformable conv: gather four pixels per tap, scatter the gradient back.
 
-A tap looks at its fractional place bilinearly. Its weights are products of one of the rows' and
-one of the columns', so each axis is dealt with on its own. Pixels outside the map count as zeros.
+Each tap samples the map bilinearly. The bilinear weights are products of a weight along y and one
+along x, so each axis is computed separately. Pixels outside the map count as zeros.
 
-One thread does it all: beside the matrix product, which takes all threads, gathering is a tenth
-of the time. So nothing depends on the number of threads, and gradients are added in one order.
+The loops are single-threaded, so that gradients are added in a fixed order and results do not
+depend on the number of threads. They take a tenth of the time of the matrix product, which uses
+all threads.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ from meinst.ops.jit import compiled, compiled_sums
 
 _Float: TypeAlias = "np.floating[Any]"
 
-# Plain literals would widen single precision.
+# Plain literals would promote single precision to double.
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 
 
 @compiled
 def _neighbours(place: _Float, size: int) -> tuple[int, int, _Float, _Float, _Float, _Float]:
-    """The two pixels beside a place of one axis.
+    """Linear interpolation along one axis: two pixels, their weights and slopes.
 
     Args:
-        place: in pixels, pixel ``i``'s centre at ``i``; any number.
-        size: pixels of the axis.
+        place: position in pixels; the centre of pixel ``i`` is at ``i``. Any number.
+        size: number of pixels.
 
     Returns:
-        The pixel before the place and the one after it, moved into the axis if they are not;
-        their weights; and the slopes of the weights, on the right of the place where they jump.
-        Weights and slopes of pixels that had to be moved are 0.
+        The pixels before and after the position, clamped to the axis; their weights; and the
+        derivatives of the weights (at integers, those to the right). Weights and derivatives of
+        pixels outside the axis are 0.
     """
     low = np.floor(place)
-    near = bool(-1 <= low < size)  # others may not even fit an integer
+    near = bool(-1 <= low < size)  # other positions may exceed all integers
     first = int(low) if near else 0
     after = place - low if near else _ZERO
     before_inside = _ONE if near and first >= 0 else _ZERO
@@ -51,6 +52,20 @@ def _neighbours(place: _Float, size: int) -> tuple[int, int, _Float, _Float, _Fl
     )
 
 
+@compiled_sums
+def _inner_products(
+    grad: np.ndarray, p00: np.ndarray, p01: np.ndarray, p10: np.ndarray, p11: np.ndarray
+) -> tuple[_Float, _Float, _Float, _Float]:
+    """Inner products of a gradient with four pixels, each ``(C,)``."""
+    g00 = g01 = g10 = g11 = _ZERO
+    for c in range(grad.size):
+        g00 += grad[c] * p00[c]
+        g01 += grad[c] * p01[c]
+        g10 += grad[c] * p10[c]
+        g11 += grad[c] * p11[c]
+    return g00, g01, g10, g11
+
+
 @compiled
 def gather_taps(
     pixels: np.ndarray,
@@ -61,16 +76,16 @@ def gather_taps(
     first: int,
     columns: np.ndarray,
 ) -> None:
-    """What the taps of some output pixels see.
+    """Sample the feature map at the taps of some output pixels.
 
     Args:
         pixels: ``(B, H, W, C)``.
         offset: ``(B, H', W', T, 2)``, y and x of each of the ``T`` taps, in pixels.
         mask: ``(B, H', W', T)``, weight of each tap.
-        kernel_width: taps of a row of the kernel.
-        padding: how far the kernel's first tap lies beyond the map, in pixels.
-        first: the first output pixel, of all ``B * H' * W'``.
-        columns: ``(n, T, C)``, takes what the taps of ``n`` output pixels see.
+        kernel_width: taps per row of the kernel.
+        padding: zeros on all sides, in pixels.
+        first: index of the first output pixel among all ``B * H' * W'``.
+        columns: ``(n, T, C)``, takes the samples for ``n`` output pixels.
     """
     _, rows, width, taps = mask.shape
     for n in range(columns.shape[0]):
@@ -89,9 +104,9 @@ def gather_taps(
             w00, w01, w10, w11 = above * left, above * right, below * left, below * right
             p00, p01 = pixels[image, y0, x0], pixels[image, y0, x1]
             p10, p11 = pixels[image, y1, x0], pixels[image, y1, x1]
-            seen = columns[n, t]
-            for c in range(seen.size):
-                seen[c] = w00 * p00[c] + w01 * p01[c] + w10 * p10[c] + w11 * p11[c]
+            sample = columns[n, t]
+            for c in range(sample.size):
+                sample[c] = w00 * p00[c] + w01 * p01[c] + w10 * p10[c] + w11 * p11[c]
 
 
 @compiled_sums
@@ -107,20 +122,19 @@ def scatter_taps(
     grad_offset: np.ndarray,
     grad_mask: np.ndarray,
 ) -> None:
-    """The gradient of :func:`gather_taps`, which is done again on the way.
+    """Backward pass of :func:`gather_taps`; also gathers again.
 
     Args:
         pixels: ``(B, H, W, C)``.
         offset: ``(B, H', W', T, 2)``.
         mask: ``(B, H', W', T)``.
-        kernel_width: taps of a row of the kernel.
-        padding: how far the kernel's first tap lies beyond the map, in pixels.
-        first: the first output pixel, of all ``B * H' * W'``.
-        columns: ``(n, T, C)``, the gradient of what the taps of ``n`` output pixels see; what
-            they see afterwards.
-        grad_pixels: like ``pixels``; is added to.
-        grad_offset: like ``offset``; takes those of the ``n`` pixels.
-        grad_mask: like ``mask``; takes those of the ``n`` pixels.
+        kernel_width: taps per row of the kernel.
+        padding: zeros on all sides, in pixels.
+        first: index of the first output pixel among all ``B * H' * W'``.
+        columns: ``(n, T, C)``, gradient of the samples; replaced by the samples.
+        grad_pixels: like ``pixels``; the gradient is added to it.
+        grad_offset: like ``offset``; takes the gradient for the ``n`` output pixels.
+        grad_mask: like ``mask``; takes the gradient for the ``n`` output pixels.
     """
     _, rows, width, taps = mask.shape
     for n in range(columns.shape[0]):
@@ -137,27 +151,22 @@ def scatter_taps(
             p00, p01 = pixels[image, y0, x0], pixels[image, y0, x1]
             p10, p11 = pixels[image, y1, x0], pixels[image, y1, x1]
             grad = columns[n, t]
-            g00 = g01 = g10 = g11 = _ZERO  # gradients of the four weights
-            for c in range(grad.size):
-                g00 += grad[c] * p00[c]
-                g01 += grad[c] * p01[c]
-                g10 += grad[c] * p10[c]
-                g11 += grad[c] * p11[c]
+            g00, g01, g10, g11 = _inner_products(grad, p00, p01, p10, p11)  # of the weights
             weight = mask[image, i, j, t]
             upper, lower = left * g00 + right * g01, left * g10 + right * g11
-            steepness = above * (left_slope * g00 + right_slope * g01)
-            steepness += below * (left_slope * g10 + right_slope * g11)
+            slope = above * (left_slope * g00 + right_slope * g01)
+            slope += below * (left_slope * g10 + right_slope * g11)
             grad_mask[image, i, j, t] = above * upper + below * lower
             grad_offset[image, i, j, t, 0] = weight * (above_slope * upper + below_slope * lower)
-            grad_offset[image, i, j, t, 1] = weight * steepness
+            grad_offset[image, i, j, t, 1] = weight * slope
 
             above *= weight
             below *= weight
             w00, w01, w10, w11 = above * left, above * right, below * left, below * right
-            # One after the other: at the border two of them may be the same pixel.
+            # One at a time: at the border, two of them may be the same pixel.
             for y, x, w in ((y0, x0, w00), (y0, x1, w01), (y1, x0, w10), (y1, x1, w11)):
-                place = grad_pixels[image, y, x]
+                pixel = grad_pixels[image, y, x]
                 for c in range(grad.size):
-                    place[c] += w * grad[c]
+                    pixel[c] += w * grad[c]
             for c in range(grad.size):
                 grad[c] = w00 * p00[c] + w01 * p01[c] + w10 * p10[c] + w11 * p11[c]

@@ -1,6 +1,6 @@
 """Depthwise convolution on the CPU: oneDNN's, with a faster gradient of the weights.
 
-oneDNN's takes ten times as long as the conv itself where kernels are 5 x 5 (torch 2.14.1).
+For 5 x 5 kernels, oneDNN's gradient takes ten times as long as the conv itself (torch 2.14.1).
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from meinst.ops.depthwise_kernels import weight_gradient_of
 def depthwise_conv2d(
     feature: Tensor, weight: Tensor, bias: Tensor | None, stride: int, same: bool
 ) -> Tensor:
-    """Convolution of each channel by its own kernel, with zeros around the map.
+    """Convolve each channel with its own kernel, padding the map with zeros.
 
     Args:
         feature: ``(B, C, H, W)``; fastest if channels-last.
         weight: ``(C, 1, k, k)``, ``k`` odd, 3 or more.
-        bias: ``(C,)``; none if None.
+        bias: ``(C,)``; zeros if None.
         stride: of rows and columns; 1 or 2 if ``same``.
-        same: padding as TensorFlow's of this name, which at stride 2 leaves out the first row
-            (column) of ``k // 2`` where the map has an even number; else ``k // 2`` on all sides.
+        same: pad as TensorFlow's ``same``: at stride 2, an even number of rows (columns) gets
+            one row (column) of zeros less at the top (left). Otherwise ``k // 2`` on all sides.
 
     Returns:
-        ``(B, C, ceil(H / stride), ceil(W / stride))``. Differentiable; once where the gradient is
-        ours, on the CPU in float32. The same input gives the same bits, forward and backward.
+        ``(B, C, ceil(H / stride), ceil(W / stride))``. Differentiable; only once for float32 on
+        the CPU. The same input gives the same bits, forward and backward.
     """
-    # Instead of less zeros before the map, kernels begin with zeros: nothing has to be copied.
+    # Pad kernels with leading zeros instead of padding maps less, which would copy the maps.
     skipped = tuple(int(same and stride == 2 and side % 2 == 0) for side in feature.shape[2:])
-    ours = (feature.device.type, feature.dtype) == ("cpu", torch.float32)
-    if not (ours and torch.is_grad_enabled()) or torch.is_autocast_enabled("cpu"):
+    custom = (feature.device.type, feature.dtype) == ("cpu", torch.float32)
+    if not (custom and torch.is_grad_enabled()) or torch.is_autocast_enabled("cpu"):
         return _convolve(feature, weight, bias, stride, skipped)
     result: Tensor = _DepthwiseConv.apply(feature, weight, bias, stride, skipped)
     return result
@@ -45,10 +45,10 @@ def _convolve(
     feature: Tensor, weight: Tensor, bias: Tensor | None, stride: int, skipped: tuple[int, ...]
 ) -> Tensor:
     padding = weight.shape[-1] // 2
-    return F.conv2d(feature, _grown(weight, skipped), bias, stride, padding, 1, len(weight))
+    return F.conv2d(feature, _pad_kernels(weight, skipped), bias, stride, padding, 1, len(weight))
 
 
-def _grown(weight: Tensor, skipped: tuple[int, ...]) -> Tensor:
+def _pad_kernels(weight: Tensor, skipped: tuple[int, ...]) -> Tensor:
     rows, columns = skipped
     return F.pad(weight, (columns, 0, rows, 0)) if rows or columns else weight
 
@@ -73,12 +73,12 @@ class _DepthwiseConv(torch.autograd.Function):
         feature, weight = ctx.saved_tensors
         for_feature, for_weight, for_bias = ctx.needs_input_grad[:3]
         size, stride, skipped = weight.shape[-1], ctx.stride, ctx.skipped
-        # oneDNN's gradient of plain 3 x 3 weights is as fast as ours on two threads.
-        theirs = for_weight and size == 3 and not any(skipped)
-        found = torch.ops.aten.convolution_backward(
+        # For plain 3 x 3 weights, oneDNN's gradient is as fast on two threads.
+        by_onednn = for_weight and size == 3 and not any(skipped)
+        grads = torch.ops.aten.convolution_backward(
             gradient,
             feature,
-            _grown(weight, skipped),
+            _pad_kernels(weight, skipped),
             [len(weight)],  # of the bias
             [stride, stride],
             [size // 2, size // 2],  # padding
@@ -86,12 +86,12 @@ class _DepthwiseConv(torch.autograd.Function):
             False,  # transposed
             [0, 0],  # output padding
             len(weight),  # groups
-            [for_feature, theirs, for_bias],
+            [for_feature, by_onednn, for_bias],
         )
-        if theirs or not for_weight:
-            return *found, None, None
+        if by_onednn or not for_weight:
+            return *grads, None, None
         sums = weight.new_zeros(size, size, len(weight))
         top, left = (size // 2 - side for side in skipped)
         pixels, slope = (t.permute(0, 2, 3, 1).contiguous() for t in (feature, gradient))
         weight_gradient_of(size)(pixels.numpy(), slope.numpy(), stride, top, left, sums.numpy())
-        return found[0], sums.permute(2, 0, 1)[:, None], found[2], None, None
+        return grads[0], sums.permute(2, 0, 1)[:, None], grads[2], None, None

@@ -1,7 +1,7 @@
 """Compiled loops of depthwise convs: the gradient of the weights.
 
-Every inner loop runs over channels, which are contiguous. One thread does it all, so gradients are
-added in one order.
+Inner loops run over channels, which are contiguous. The loops are single-threaded, so that
+gradients are added in a fixed order.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from meinst.ops.jit import compiled_sums
 
 @cache
 def weight_gradient_of(size: int) -> Callable[..., None]:
-    """The kernel for weights of ``size x size``, which the compiler has to know to be fast.
+    """Kernel for weights of ``size x size``; a constant size makes the compiled code fast.
 
-    It takes:
+    The kernel takes:
 
-    - pixels: ``(B, H, W, C)``, what the conv saw.
-    - gradient: ``(B, H', W', C)``, of what it said.
+    - pixels: ``(B, H, W, C)``, input of the conv.
+    - gradient: ``(B, H', W', C)``, gradient of its output.
     - stride: of rows and columns.
     - top, left: rows and columns of zeros before the map.
-    - sums: ``(size, size, C)`` of zeros, takes the gradient of the weights.
+    - sums: ``(size, size, C)`` zeros, takes the gradient of the weights.
     """
 
     @partial(compiled_sums, cache=False)
@@ -48,9 +48,9 @@ def weight_gradient_of(size: int) -> Callable[..., None]:
                         x = stride * j - left
                         if x >= 0 and x + size <= width:
                             for n in range(channels):
-                                said = gradient[image, i, j, n]
+                                slope = gradient[image, i, j, n]
                                 for k in range(size):
-                                    sums[tap, k, n] += said * pixels[image, y, x + k, n]
+                                    sums[tap, k, n] += slope * pixels[image, y, x + k, n]
                         else:
                             for k in range(max(-x, 0), min(width - x, size)):
                                 for n in range(channels):

@@ -1,4 +1,4 @@
-"""The Dice loss, of detectors and of autoencoders."""
+"""The Dice loss of detectors and autoencoders."""
 
 from __future__ import annotations
 

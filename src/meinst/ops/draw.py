@@ -1,4 +1,4 @@
-"""Overlays: masks, boxes and captions on a copy of an image; masks are blended in their crops."""
+"""Draw masks, boxes and captions over images; masks are blended inside their crops."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Told apart with any kind of colour vision: the colours of M. Okabe and K. Ito ("Color
-# Universal Design", 2008) without their black, and wine from P. Tol's muted scheme. RGB.
+# RGB colours that people with colour blindness can distinguish: those of M. Okabe and K. Ito
+# ("Color Universal Design", 2008) without black, and wine from P. Tol's muted scheme.
 PALETTE = (
     (230, 159, 0),  # orange
     (86, 180, 233),  # sky blue
@@ -22,7 +22,7 @@ PALETTE = (
 )
 
 Color = tuple[int, int, int]
-Plate = tuple[int, int, int, int]  # x1 y1 x2 y2, the pixels from x1 to x2 - 1
+Plate = tuple[int, int, int, int]  # x1 y1 x2 y2; covers the pixels from x1 to x2 - 1
 
 
 def blend_masks(
@@ -32,14 +32,14 @@ def blend_masks(
     colors: Sequence[Color],
     alpha: float,
 ) -> None:
-    """Tint masks and draw their outlines in full colour; large masks lie below small ones.
+    """Tint masks and draw their outlines in full colour, large masks first.
 
     Args:
         image: ``(H, W, 3)`` uint8; changed in place.
         crops: ``N`` masks ``(h, w)`` of bool.
-        corners: ``(N, 2)`` x and y of their first pixels in the image.
+        corners: ``(N, 2)`` x and y of the first pixel of each crop in the image.
         colors: ``N`` RGB colours.
-        alpha: share of the colour inside the outline, 0 to 1.
+        alpha: opacity of the colour inside the outline, 0 to 1.
     """
     levels = np.arange(256, dtype=np.float32)[:, None]
     thickness = min(max(round(max(image.shape[:2]) / 300), 1), 3)
@@ -51,12 +51,12 @@ def blend_masks(
         tinted = levels * np.float32(1 - alpha) + color * np.float32(alpha)  # (256, 3)
         for channel, table in enumerate(np.rint(tinted).astype(np.uint8).T):
             plane = region[..., channel]
-            plane[crop] = table[plane[crop]]  # bytes alone: a crop may be as large as the image
+            plane[crop] = table[plane[crop]]  # in bytes: a crop may be as large as the image
         region[crop & ~_erode(crop, thickness)] = colors[n]
 
 
 def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
-    """The pixels of a mask ``(h, w)`` further than ``steps`` from its outside, in 4-steps."""
+    """Erode a mask ``(h, w)`` by its 4-neighbourhood, ``steps`` times."""
     for _ in range(steps):
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -64,7 +64,7 @@ def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
 
 
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
-    """Draw thin frames.
+    """Draw thin rectangles.
 
     Args:
         image: ``(H, W, 3)`` uint8.
@@ -77,7 +77,7 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, colors: Sequence[Color]) ->
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     for (x1, y1, x2, y2), color in zip(boxes.tolist(), colors, strict=True):
-        # The pixels that the box's sides run through; a side at x2 ends the pixel before it.
+        # Colour the outermost pixels of the box; its last column is the one before x2.
         left, top = int(x1), int(y1)
         pen.rectangle((left, top, max(left, int(x2 - 0.5)), max(top, int(y2 - 0.5))), outline=color)
     return np.array(canvas)
@@ -86,12 +86,12 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, colors: Sequence[Color]) ->
 def draw_captions(
     image: np.ndarray, boxes: np.ndarray, captions: Sequence[str], colors: Sequence[Color]
 ) -> np.ndarray:
-    """Write captions on plates at their boxes; one that would cover another is left out.
+    """Write captions on plates next to their boxes; captions that would overlap are omitted.
 
     Args:
         image: ``(H, W, 3)`` uint8.
-        boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in pixels; those that come first choose first.
-        captions: ``N`` texts of one line.
+        boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in pixels; captions are placed in this order.
+        captions: ``N`` single lines of text.
         colors: ``N`` RGB colours of the plates.
 
     Returns:
@@ -106,7 +106,7 @@ def draw_captions(
         left, top, right, bottom = pen.textbbox((0, 0), caption, font=font)
         width = math.ceil(right - left) + 2 * margin
         height = math.ceil(bottom - top) + 2 * margin
-        # Above the box, below it, inside at its top, inside at its bottom.
+        # Try above the box, below it, inside at the top and inside at the bottom.
         places = [
             _place_plate(x, y, (width, height), canvas.size)
             for y in (y1 - height, y2, y1, y2 - height)
@@ -115,7 +115,7 @@ def draw_captions(
         free = [place for place in places if not any(_overlap(place, other) for other in taken)]
         if not free:
             continue
-        # The first of those that hide the least of the objects.
+        # Take the first place that hides the least area of the boxes.
         plate = min(free, key=lambda place: sum(_overlap(place, box) for box in boxes.tolist()))
         taken.append(plate)
         pen.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=color)
@@ -127,11 +127,11 @@ def draw_captions(
 
 
 def _place_plate(x: float, y: float, size: tuple[int, int], image: tuple[int, int]) -> Plate:
-    """A plate near a corner, moved into the image; if too large, it begins at the border.
+    """Move a plate into the image; one that is too large starts at the border.
 
     Args:
-        x: the wished left side in pixels.
-        y: the wished upper side in pixels.
+        x: preferred left side in pixels.
+        y: preferred top side in pixels.
         size: width and height of the plate.
         image: width and height of the image.
     """
@@ -140,8 +140,8 @@ def _place_plate(x: float, y: float, size: tuple[int, int], image: tuple[int, in
     return left, top, left + size[0], top + size[1]
 
 
-def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """The area that two boxes share."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+def _overlap(box: Sequence[float], other: Sequence[float]) -> float:
+    """Area of the intersection of two boxes."""
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
     return max(width, 0.0) * max(height, 0.0)

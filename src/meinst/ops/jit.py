@@ -1,4 +1,4 @@
-"""Compilation of kernels, in one place."""
+"""Compilation of kernels with numba."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 
 def compiled(kernel: _Kernel) -> _Kernel:
-    """Compile ``kernel`` at its first call, keep the code on disk and run it without the GIL.
+    """Compile ``kernel`` on its first call, cache the code on disk and run it without the GIL.
 
-    Where no folder for the code can be written (a read-only installation without a home),
-    every process compiles anew.
+    Without a writable cache folder (a read-only installation without a home), every process
+    compiles again.
     """
     return _compiled(kernel, nogil=True)
 
 
 def compiled_sums(kernel: _Kernel, *, cache: bool = True) -> _Kernel:
-    """As :func:`compiled`, for kernels whose sums may be taken in any order.
+    """Like :func:`compiled`, for kernels whose sums may be reordered.
 
-    Only then does the compiler take vector instructions for them. The order depends on the
-    processor, never on the call: the same input gives the same bits.
+    This lets the compiler vectorise the sums. Their order depends on the processor only: the same
+    input gives the same bits.
 
     Args:
-        kernel: to be compiled.
-        cache: whether the code is kept on disk. Not for several kernels made by one function: they
-            would share a file, and two processes could mistake one for the other.
+        kernel: function to compile.
+        cache: whether to cache the code on disk. Must be False for kernels defined inside a
+            function: they would share a file, and processes could load the wrong one.
     """
     return _compiled(kernel, cache, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 
@@ -37,6 +37,6 @@ def _compiled(kernel: _Kernel, cache: bool = True, **options: Any) -> _Kernel:
     dispatcher: _Kernel
     try:
         dispatcher = numba.njit(kernel, cache=cache, **options)
-    except RuntimeError:  # numba's answer when it finds no writable folder
+    except RuntimeError:  # raised by numba if it finds no writable folder
         dispatcher = numba.njit(kernel, **options)
     return dispatcher

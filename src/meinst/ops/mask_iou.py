@@ -1,8 +1,8 @@
-"""How alike two masks are, from their run lengths: IoU, and IoU of their boundaries.
+"""IoU and boundary IoU of masks, computed from run lengths.
 
-Boundary IoU is that of Cheng et al., "Boundary IoU: Improving Object-Centric Image
-Segmentation Evaluation", CVPR 2021, arXiv 2103.16562. Nothing here grows with the number of
-pixels, so masks are compared at the resolution of their image, however large.
+Boundary IoU is that of Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation
+Evaluation", CVPR 2021, arXiv 2103.16562. Time and memory do not grow with the number of pixels,
+so that masks can be compared at the full resolution of large images.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ Runs: TypeAlias = NDArray[np.signedinteger]
 columns of the image; ascending, never empty."""
 
 DILATION_RATIO = 0.02
-"""The boundary's width as a share of the image's diagonal, as published."""
+"""Width of the boundary as a fraction of the image's diagonal, as published."""
 
 
 def boundary_distance(height: int, width: int) -> int:
-    """The width of a boundary in an image of so many pixels: ``d``, at least 1."""
+    """Width ``d`` of the boundary in an image of the given size, in pixels; at least 1."""
     return max(1, round(DILATION_RATIO * math.hypot(height, width)))
 
 
 def mask_runs(counts: NDArray[np.signedinteger]) -> Runs:
-    """The runs of a mask from COCO's run lengths.
+    """Convert COCO's run lengths to runs.
 
     Args:
         counts: ``(n,)`` lengths of alternating runs of 0 and 1, down the columns.
 
     Returns:
-        ``(R, 2)`` int32, or int64 for an image of more pixels than that can count.
+        ``(R, 2)`` int32, or int64 for images of 2^31 pixels and more.
     """
     runs: Runs = find_runs(counts)  # (R, 2)
     small = not runs.size or runs[-1, 1] <= np.iinfo(np.int32).max
@@ -48,18 +48,18 @@ def pixel_count(runs: Runs) -> int:
 
 
 def boundary_runs(runs: Runs, height: int, distance: int) -> Runs:
-    """The pixels of a mask within ``distance`` of what is not the mask.
+    """Pixels of a mask within ``distance`` of the background.
 
-    Distances are those of a square (the larger of rows and columns), and all that is outside
-    the image is not the mask: the mask minus its erosion by a square of ``2 d + 1`` pixels.
+    This is the mask minus its erosion by a square with sides of ``2 d + 1`` pixels; everything
+    outside the image is background.
 
     Args:
-        runs: ``(R, 2)``, no two of them touching, as of :func:`mask_runs`.
-        height: the image's, in pixels.
+        runs: ``(R, 2)`` from :func:`mask_runs`; runs must not touch.
+        height: of the image, in pixels.
         distance: ``d``, at least 1.
 
     Returns:
-        ``(Q, 2)`` of the same type; runs may touch where a column ends.
+        ``(Q, 2)`` of the same type; runs may touch at the ends of columns.
     """
     if not len(runs):
         return runs
@@ -68,7 +68,7 @@ def boundary_runs(runs: Runs, height: int, distance: int) -> Runs:
 
 
 def runs_iou(first: Runs, second: Runs) -> float:
-    """Shared pixels over the pixels of either mask; 1 for two masks without pixels."""
+    """IoU of two masks; 1 if both are empty."""
     shared = shared_pixels(first, second)
-    either = pixel_count(first) + pixel_count(second) - shared
-    return shared / either if either else 1.0
+    union = pixel_count(first) + pixel_count(second) - shared
+    return shared / union if union else 1.0

@@ -1,4 +1,4 @@
-"""Masks as COCO polygons that give back the same pixels."""
+"""Convert masks to COCO polygons without loss."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from meinst.ops.outline_kernels import trace_loops
 
 
 def mask_to_polygons(mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> list[list[float]]:
-    """Polygons along the pixel edges of a mask, one for each 4-connected part.
+    """Convert a mask to polygons along its pixel edges, one for each 4-connected part.
 
     Pixel ``(i, j)`` covers ``j..j + 1`` by ``i..i + 1``. COCO's rasteriser
-    (``pycocotools.mask.frPyObjects``) turns the polygons back into exactly these pixels, holes
-    included: COCO's format has no holes, so the polygon reaches each one over a vertical slit
-    without width, walks around it and comes back. Fillers by the even-odd or the non-zero
-    rule leave the hole free as well; filling the outermost ring alone closes it.
+    (``pycocotools.mask.frPyObjects``) converts the polygons back to exactly the same pixels.
+    COCO's format has no holes, so the outline is connected to each hole by a vertical slit of no
+    width. The hole stays empty with the even-odd and the non-zero filling rule.
 
     Args:
         mask: ``(h, w)`` bool.
-        corner: x and y of the mask's first pixel in the image.
+        corner: x and y of the first pixel of the mask in the image.
 
     Returns:
-        A flat list ``x0 y0 x1 y1 ...`` for each part, clockwise, not closed; no list for a
-        mask without pixels.
+        A flat list ``x0 y0 x1 y1 ...`` for each part, clockwise, not closed; empty for an empty
+        mask.
     """
     if not mask.any():
         return []
@@ -42,19 +41,19 @@ def _drop_straight(loop: np.ndarray) -> np.ndarray:
 
 
 def _join_holes(loops: list[np.ndarray], areas: np.ndarray) -> list[np.ndarray]:
-    """Insert the walk around each hole into the walk that lies straight above its top corner.
+    """Insert the walk around each hole into the nearest walk above its top corner.
 
     Args:
         loops: walks of unit steps, each ``(V, 2)``.
-        areas: the area that each encloses, negative for holes.
+        areas: area enclosed by each walk, negative for holes.
 
     Returns:
-        The walks around parts, with those around their holes inserted.
+        The walks around parts, including their holes.
     """
     tops = [int(np.lexsort((loop[:, 0], loop[:, 1]))[0]) for loop in loops]
     loops = [np.roll(loop, -top, axis=0) for loop, top in zip(loops, tops, strict=True)]
-    # Two walks share a corner only where pixels touch at it; a slit, with foreground at both
-    # sides, never comes up to such a corner, so it does not matter which of the two is kept.
+    # Two walks share a corner only where pixels touch diagonally. Slits have foreground on both
+    # sides and never reach such a corner, so it does not matter which of the two walks is kept.
     above = {
         (x, y): (index, place)
         for index, loop in enumerate(loops)
@@ -62,12 +61,12 @@ def _join_holes(loops: list[np.ndarray], areas: np.ndarray) -> list[np.ndarray]:
     }
     inserted: dict[int, list[tuple[int, np.ndarray]]] = {index: [] for index in range(len(loops))}
     parts = []
-    # What lies above a hole's top reaches higher than the hole: from the lowest top to the
-    # highest, every walk is whole when its turn comes.
+    # The walk above a hole has a higher top than the hole. In order from the lowest to the highest
+    # top, every walk contains its holes before it is inserted itself.
     order = sorted(range(len(loops)), key=lambda index: loops[index][0, 1], reverse=True)
     for index in order:
         loop = loops[index]
-        # From the last place to the first, so that the earlier places stay valid.
+        # Insert from last to first, so that earlier places stay valid.
         for place, hole in sorted(inserted[index], key=lambda item: -item[0]):
             loop = np.concatenate((loop[: place + 1], hole, hole[:1], loop[place:]))  # (V, 2)
         if areas[index] > 0:

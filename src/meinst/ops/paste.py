@@ -1,13 +1,12 @@
-"""From soft masks to pixels: RLE, crops and, where a caller wants them, full-size masks.
+"""Convert soft masks to pixels: RLE, crops or full-size masks.
 
-The rule (docs/method.md; ``grid_sample`` with ``align_corners=False``): the
-``S x S`` values are stretched on the box, so the centre of pixel ``x`` falls at
-``(x + 0.5 - x1) / (x2 - x1) * S - 0.5`` among them; bilinear between values, zeros outside,
-and a pixel belongs to the mask at 0.5 or more. With values of 0 to 1 this cannot happen
-outside the box, so nothing is computed there.
+The ``S x S`` values are stretched over the box: the centre of pixel ``x`` is at
+``(x + 0.5 - x1) / (x2 - x1) * S - 0.5``. Values are interpolated bilinearly, with zeros outside
+(``grid_sample`` with ``align_corners=False``), and a pixel belongs to the mask at 0.5 or more.
+Pixels outside the box never reach 0.5, so only those inside are computed.
 
-The kernels run on one thread without the GIL: they take microseconds for a mask, and threads
-of numba's own do not survive a fork, as in the workers of a data loader.
+The kernels are single-threaded and release the GIL: a mask takes microseconds, and numba's own
+threads do not survive a fork, as in data loader workers.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from meinst.ops.rle_kernels import encode_masks, paint_masks
 
 
 def pixel_windows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of an image whose centres lie in each box, borders included.
+    """Find the pixels whose centres are inside each box, borders included.
 
     Args:
         boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in pixels, finite.
         size: height and width of the image.
 
     Returns:
-        ``(N, 4)`` int64, x, y, width and height; four zeros where there is no such pixel or
-        the box has no area.
+        ``(N, 4)`` int64, x, y, width and height; zeros where there is no such pixel or the box
+        has no area.
     """
     boxes = boxes.astype(np.float64)
     limits = (size[1], size[0])
@@ -46,7 +45,7 @@ def pixel_windows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def crop_masks(
     soft: Tensor, boxes: Tensor, size: tuple[int, int]
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Boolean masks cut to the pixels of their boxes.
+    """Convert soft masks to boolean masks cropped to their boxes.
 
     Args:
         soft: ``(N, S, S)`` values of 0 to 1.
@@ -54,8 +53,8 @@ def crop_masks(
         size: height and width of the image.
 
     Returns:
-        ``N`` arrays ``(h, w)`` of bool, of no pixels where no pixel centre lies in the box,
-        and ``(N, 2)`` int64, x and y of their first pixels in the image.
+        ``N`` bool arrays ``(h, w)``, empty if no pixel centre is inside the box, and ``(N, 2)``
+        int64, x and y of their first pixels in the image.
 
     Raises:
         ValueError: If a shape is wrong or a box is not finite.
@@ -72,7 +71,7 @@ def crop_masks(
 
 
 def paste_masks(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Full-size boolean masks: one byte for each pixel of the image and detection.
+    """Convert soft masks to full-size boolean masks, one byte per pixel and mask.
 
     Args:
         soft: ``(N, S, S)`` values of 0 to 1.
@@ -95,9 +94,9 @@ def paste_masks(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def soft_masks_to_rle(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Compressed COCO RLE of whole-image masks, made without such masks.
+    """Convert soft masks to compressed COCO RLE, without full-size masks.
 
-    Equal to ``pycocotools.mask.encode`` of :func:`paste_masks`, character for character.
+    The result is identical to ``pycocotools.mask.encode`` of :func:`paste_masks`.
 
     Args:
         soft: ``(N, S, S)`` values of 0 to 1.
@@ -122,7 +121,7 @@ def soft_masks_to_rle(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> lis
 def _prepare(
     soft: Tensor, boxes: Tensor, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Check the arguments; return values and boxes as float32 arrays, and the windows."""
+    """Check the arguments and return values and boxes as float32 arrays, and windows."""
     if soft.ndim != 3 or soft.shape[1] != soft.shape[2]:
         raise ValueError(f"soft masks must have the shape (N, S, S), got {tuple(soft.shape)}")
     if tuple(boxes.shape) != (len(soft), 4):
@@ -131,11 +130,11 @@ def _prepare(
             f"got {tuple(boxes.shape)}"
         )
     if min(size) < 1:
-        raise ValueError(f"an image size must be at least 1 x 1, got {size[0]} x {size[1]}")
+        raise ValueError(f"the image must be at least 1 x 1 pixels, got {size[0]} x {size[1]}")
     values, corners = (
         np.ascontiguousarray(tensor.detach().to("cpu", torch.float32).numpy())
         for tensor in (soft, boxes)
     )
     if not np.isfinite(corners).all():
-        raise ValueError("boxes must be finite; drop or clip the others before pasting")
+        raise ValueError("boxes must be finite, got NaN or infinity; drop these boxes first")
     return values, corners, pixel_windows(corners, size)

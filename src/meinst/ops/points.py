@@ -1,4 +1,4 @@
-"""Feature-map locations as points of the input image."""
+"""Positions of feature-map cells in the input image."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def make_points(
     Args:
         sizes: ``(rows, columns)`` of each level.
         strides: stride of each level, in pixels.
-        device: where the result lives.
+        device: of the result.
 
     Returns:
-        ``points (P, 2)``, x and y in the input's pixels, and ``strides (P,)``, both float32,
-        levels in the given order, row by row.
+        ``points (P, 2)``, x and y in pixels of the input, and ``strides (P,)``, both float32,
+        level by level and row by row.
     """
     points = []
     for (rows, columns), stride in zip(sizes, strides, strict=True):

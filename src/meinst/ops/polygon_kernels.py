@@ -6,37 +6,36 @@ import numpy as np
 
 from meinst.ops.jit import compiled
 
-# COCO walks a boundary on a grid this many times finer than the pixels (an odd number, so
-# that a pixel's centre is a point of the fine grid).
+# COCO traces boundaries on a grid this many times finer than the pixels (odd, so that the centre
+# of each pixel is a point of the fine grid).
 _FINE = 5
 _CENTRE = _FINE // 2
-# COCO keeps fine coordinates in 32 bits and fails beyond; so far out only the side matters.
+# COCO's fine coordinates overflow 32 bits. Points this far outside can be clamped.
 _FARTHEST = float(2**30)
 
 
 @compiled
 def _fine(coordinate: float, origin: float, scale: float) -> int:
-    """A coordinate on the fine grid, rounded as COCO rounds: half up, cut towards zero."""
+    """Coordinate on the fine grid, rounded as in COCO: add one half, truncate towards zero."""
     value = _FINE * ((coordinate - origin) * scale) + 0.5
     return int(min(max(value, -_FARTHEST), _FARTHEST))
 
 
 @compiled
 def _toggle_edge(flips: np.ndarray, size: int, xs: int, ys: int, xe: int, ye: int) -> None:
-    """Flip the cell below each place where an edge crosses the centre line of a pixel column.
+    """Flip the cell below each crossing of an edge and the centre line of a pixel column.
 
-    COCO steps along the longer axis from fine point to fine point, and notes the steps that
-    pass from fine column ``5 i + 2`` to ``5 i + 3`` (either way), at the smaller of the
-    step's two rows. Only those steps are visited here; their numbers are the same to the
-    last rounding.
+    COCO steps along the longer axis of an edge, one fine point at a time, and records each step
+    between fine columns ``5 i + 2`` and ``5 i + 3`` at the smaller of its two rows. Here only
+    these steps are computed, with the same rounding.
 
     Args:
         flips: ``(S * S + 1,)`` uint8 of 0 and 1, column after column; changed in place.
         size: ``S``.
-        xs: fine column of the edge's start; ``ys`` its row, ``xe`` and ``ye`` the end's.
-        ys: see ``xs``.
-        xe: see ``xs``.
-        ye: see ``xs``.
+        xs: fine column of the start.
+        ys: fine row of the start.
+        xe: fine column of the end.
+        ye: fine row of the end.
     """
     first = max(0, (min(xs, xe) - _CENTRE + _FINE - 1) // _FINE)
     last = min(size - 1, (max(xs, xe) - _CENTRE - 1) // _FINE)
@@ -53,7 +52,7 @@ def _toggle_edge(flips: np.ndarray, size: int, xs: int, ys: int, xe: int, ye: in
             step = left - xs
             row = min(int(ys + slope * step + 0.5), int(ys + slope * (step + 1) + 0.5))
         else:
-            # The first step beyond the line: one before the estimate, then on by COCO's rounding.
+            # Find the first step beyond the line, starting one before the estimate.
             rising = xe > xs
             step = max(int((left + 0.5 - xs) / slope) - 1, 1)
             while step < height and (int(xs + slope * step + 0.5) > left) != rising:
@@ -72,18 +71,18 @@ def fill_polygons(
     scales: np.ndarray,
     masks: np.ndarray,
 ) -> None:
-    """Rasterise instances of one or more polygons each; parts are merged by union.
+    """Rasterise instances of one or more polygons; the mask is the union of the parts.
 
     Args:
-        coordinates: float64, ``x y x y ...`` of all parts, one after the other.
-        part_starts: ``(Q + 1,)`` int64, where each part begins in ``coordinates``, and the end.
-        instance_starts: ``(G + 1,)`` int64, where each instance begins in ``part_starts``.
-        origins: ``(G, 2)`` float64, x and y of what becomes the grid's corner.
-        scales: ``(G, 2)`` float64, grid cells for each unit of x and y.
-        masks: ``(G, S, S)`` uint8 of zeros; filled in place with 0 and 1.
+        coordinates: float64, ``x y x y ...`` of all parts, concatenated.
+        part_starts: ``(Q + 1,)`` int64, start of each part in ``coordinates``, and the end.
+        instance_starts: ``(G + 1,)`` int64, start of each instance in ``part_starts``.
+        origins: ``(G, 2)`` float64, x and y of the grid's corner.
+        scales: ``(G, 2)`` float64, grid cells per unit of x and y.
+        masks: ``(G, S, S)`` uint8 zeros; filled in place with 0 and 1.
     """
     size = masks.shape[1]
-    # Cell x * S + y; the last entry takes the crossings below the last column.
+    # Cell (y, x) is at x * S + y; the last entry takes crossings below the last column.
     flips = np.zeros(size * size + 1, dtype=np.uint8)
     for g in range(masks.shape[0]):
         x0, y0 = origins[g]
@@ -91,7 +90,7 @@ def fill_polygons(
         for part in range(instance_starts[g], instance_starts[g + 1]):
             start, end = part_starts[part], part_starts[part + 1]
             if end - start < 6:
-                continue  # fewer than three points enclose nothing
+                continue  # fewer than three points
             flips[:] = 0
             xs = _fine(coordinates[end - 2], x0, scale_x)
             ys = _fine(coordinates[end - 1], y0, scale_y)
@@ -100,8 +99,8 @@ def fill_polygons(
                 ye = _fine(coordinates[k + 1], y0, scale_y)
                 _toggle_edge(flips, size, xs, ys, xe, ye)
                 xs, ys = xe, ye
-            # As COCO's run lengths do, a run that is open at a column's end goes on at the
-            # top of the next one.
+            # As in COCO's run lengths, a run that is open at the end of a column continues at the
+            # top of the next.
             inside = np.uint8(0)
             for x in range(size):
                 for y in range(size):

@@ -1,7 +1,7 @@
-"""Instances to small binary masks: the grid of a mask is stretched over the instance's box.
+"""Convert instances to small binary masks, whose grids are stretched over the boxes.
 
-The rule for polygons is COCO's (``rleFrPoly`` of pycocotools), the rule for bitmaps is
-Detectron2's (RoIAlign, aligned, adaptive number of samples, then one half).
+Polygons are rasterised as in COCO (``rleFrPoly`` of pycocotools), bitmaps as in Detectron2
+(aligned RoIAlign with an adaptive number of samples, thresholded at one half).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from meinst.ops.bitmap_kernels import fill_from_bitmap
 from meinst.ops.polygon_kernels import fill_polygons
 
-# Boxes narrower than this many pixels are taken to be this wide.
+# Smaller sides of boxes are treated as this long.
 _SMALLEST_SIDE = 0.1
 
 
@@ -23,21 +23,21 @@ def rasterize_polygons(
 ) -> NDArray[np.uint8]:
     """Rasterise polygons inside their boxes, exactly as pycocotools does on a small canvas.
 
-    A polygon is shifted by the box's corner, scaled by ``S / max(side, 0.1)`` along each axis
-    and rasterised by COCO's rule (boundary walked on a grid five times finer); the parts of an
-    instance are merged by union. A part of fewer than three points encloses nothing.
+    Polygons are shifted by the corner of the box, scaled by ``S / max(side, 0.1)`` along each axis
+    and rasterised as in COCO. The mask is the union of the parts; parts of fewer than three points
+    are empty.
 
     Args:
-        polygons: for each of ``G`` instances its parts, each flat ``x0 y0 x1 y1 ...`` in the
-            frame of ``boxes``.
-        boxes: ``(G, 4)`` xyxy, in any unit.
+        polygons: the parts of each of ``G`` instances, each flat ``x0 y0 x1 y1 ...`` in the unit
+            of ``boxes``.
+        boxes: ``(G, 4)`` ``x1 y1 x2 y2``, in any unit.
         size: mask side ``S``.
 
     Returns:
         ``(G, S, S)`` uint8 of 0 and 1.
 
     Raises:
-        ValueError: numbers of polygons and boxes differ, a part has an odd number of
+        ValueError: if the numbers of polygons and boxes differ, a part has an odd number of
             coordinates, or a coordinate is not finite.
     """
     boxes = _checked_boxes(boxes, len(polygons), "polygons")
@@ -46,15 +46,15 @@ def rasterize_polygons(
     if np.any(lengths % 2):
         bad = int(np.flatnonzero(lengths % 2)[0])
         raise ValueError(
-            f"A polygon is a flat list x0 y0 x1 y1 ..., so its length is even; "
-            f"part {bad} has {lengths[bad]} numbers."
+            f"Polygons must be flat lists x0 y0 x1 y1 ... of even length; part {bad} has "
+            f"{lengths[bad]} numbers."
         )
     coordinates = np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
     if not np.isfinite(coordinates).all():
         bad = int(np.searchsorted(np.cumsum(lengths), np.argmin(np.isfinite(coordinates)), "right"))
         raise ValueError(
-            f"Coordinates must be finite numbers; part {bad} holds NaN or infinity. "
-            f"Remove such polygons first."
+            f"Coordinates must be finite; part {bad} contains NaN or infinity. Remove such "
+            "polygons first."
         )
     counts = np.fromiter((len(p) for p in polygons), dtype=np.int64, count=len(polygons))
     return rasterize_flat(coordinates, piece_starts(lengths), piece_starts(counts), boxes, size)
@@ -67,13 +67,13 @@ def rasterize_flat(
     boxes: NDArray[np.float64],
     size: int,
 ) -> NDArray[np.uint8]:
-    """The same for polygons that lie in one array; nothing is checked.
+    """Like :func:`rasterize_polygons`, for polygons in one array; without checks.
 
     Args:
-        coordinates: finite float64, ``x y x y ...`` of all parts, one after the other.
-        part_starts: ``(Q + 1,)`` where each part begins in ``coordinates``, and the end.
-        instance_starts: ``(G + 1,)`` where each instance begins in ``part_starts``.
-        boxes: ``(G, 4)`` xyxy, finite.
+        coordinates: finite float64, ``x y x y ...`` of all parts, concatenated.
+        part_starts: ``(Q + 1,)`` start of each part in ``coordinates``, and the end.
+        instance_starts: ``(G + 1,)`` start of each instance in ``part_starts``, and the end.
+        boxes: ``(G, 4)`` ``x1 y1 x2 y2``, finite.
         size: mask side ``S``.
 
     Returns:
@@ -93,26 +93,25 @@ def sample_bitmaps(
     size: int,
     image_sizes: NDArray[np.int64] | None = None,
 ) -> NDArray[np.uint8]:
-    """Sample bitmaps inside boxes; equal to ``roi_align`` on the full-size bitmap, ``>= 0.5``.
+    """Sample bitmaps inside boxes; equal to ``roi_align`` of the full-size bitmap ``>= 0.5``.
 
-    A bitmap may be a cut-out: beyond it everything is background. No bitmap is copied or
-    converted.
+    Bitmaps may be crops; everything outside is background. They are neither copied nor converted.
 
     Args:
         bitmaps: ``G`` arrays ``(h, w)``, zero for background.
-        offsets: ``(G, 2)`` x, y of each bitmap's corner in its picture, in whole pixels.
-        boxes: ``(G, 4)`` xyxy in the picture's pixels.
+        offsets: ``(G, 2)`` x, y of each bitmap's first pixel in its image.
+        boxes: ``(G, 4)`` ``x1 y1 x2 y2`` in pixels of the image.
         size: mask side ``S``.
-        image_sizes: ``(G, 2)`` height and width of each picture. Samples in the outer half of
-            a border pixel then see that pixel alone, as with ``roi_align``; without sizes they
-            see background beyond it, which differs in a corner's cells at most.
+        image_sizes: ``(G, 2)`` height and width of each image. With them, samples in the outer
+            half of a border pixel take its value, as in ``roi_align``; without them, they are
+            interpolated with background.
 
     Returns:
         ``(G, S, S)`` uint8 of 0 and 1.
 
     Raises:
-        ValueError: the numbers of bitmaps, offsets, boxes and sizes differ, a bitmap is not
-            boolean or uint8 with two axes, or a box is not finite.
+        ValueError: if the numbers of bitmaps, offsets, boxes and sizes differ, a bitmap is not a
+            2-D bool or uint8 array, or a box is not finite.
     """
     boxes = _checked_boxes(boxes, len(bitmaps), "bitmaps").astype(np.float32)
     offsets = _checked_pairs(offsets, len(bitmaps), "offsets")
@@ -123,7 +122,7 @@ def sample_bitmaps(
     for g, bitmap in enumerate(bitmaps):
         if bitmap.ndim != 2 or bitmap.dtype not in (np.bool_, np.uint8):
             raise ValueError(
-                f"Bitmaps are boolean or uint8 arrays of two axes; bitmap {g} is "
+                f"Bitmaps must be 2-D bool or uint8 arrays; bitmap {g} is "
                 f"{bitmap.dtype} of shape {bitmap.shape}."
             )
         pixels = np.ascontiguousarray(bitmap).view(np.uint8)
@@ -134,7 +133,7 @@ def sample_bitmaps(
 
 
 def piece_starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where consecutive pieces of the given lengths begin, and where the last one ends."""
+    """Start of each of consecutive pieces of the given lengths, and the end of the last."""
     starts = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=starts[1:])
     return starts
@@ -144,14 +143,14 @@ def _checked_boxes(boxes: NDArray[np.float64], count: int, name: str) -> NDArray
     boxes = np.asarray(boxes, dtype=np.float64)
     if boxes.shape != (count, 4):
         raise ValueError(
-            f"Each instance needs one box: {count} {name} call for boxes of shape "
-            f"({count}, 4), found {boxes.shape}."
+            f"Each instance needs one box: boxes must be ({count}, 4) for {count} {name}, found "
+            f"{boxes.shape}."
         )
     if not np.isfinite(boxes).all():
         bad = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0])
         raise ValueError(
-            f"Boxes must be finite numbers; box {bad} is {boxes[bad].tolist()}. "
-            f"Remove such instances first."
+            f"Boxes must be finite; box {bad} is {boxes[bad].tolist()}. Remove such instances "
+            "first."
         )
     return boxes
 
@@ -159,5 +158,5 @@ def _checked_boxes(boxes: NDArray[np.float64], count: int, name: str) -> NDArray
 def _checked_pairs(pairs: NDArray[np.int64], count: int, name: str) -> NDArray[np.int64]:
     pairs = np.asarray(pairs, dtype=np.int64)
     if pairs.shape != (count, 2):
-        raise ValueError(f"{count} bitmaps call for {name} ({count}, 2), found {pairs.shape}.")
+        raise ValueError(f"{name} must be ({count}, 2) for {count} bitmaps, found {pairs.shape}.")
     return pairs

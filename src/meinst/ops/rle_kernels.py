@@ -1,7 +1,7 @@
 """Compiled loops from soft masks to runs, RLE strings and crops; called through ``ops.paste``.
 
-A mask is looked at inside its window only: the pixels whose centres lie in its box. All
-products come from the same runs, so they agree pixel for pixel.
+Only the window of a mask is computed: the pixels whose centres are inside its box. RLE and crops
+are made from the same runs, so they agree in every pixel.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import numpy as np
 
 from meinst.ops.jit import compiled
 
-# Single precision throughout, as grid_sample computes: a plain literal would widen the sums.
+# Single precision throughout, as in grid_sample; plain literals would promote to double.
 _HALF = np.float32(0.5)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
 
-_LONGEST_COUNT = 13  # characters of 5 bits each that hold any 64-bit number
+_LONGEST_COUNT = 13  # characters of 5 bits each for any 64-bit number
 
 
 @compiled
 def _place(
     first: int, count: int, low: np.float32, high: np.float32, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixel centres of one axis fall among the ``S`` values stretched on the box.
+    """Positions of pixel centres among the ``S`` values of one axis, stretched over the box.
 
     Args:
-        first: the window's first pixel.
-        count: its number of pixels.
-        low: the box's lower side in pixels.
-        high: its upper side, beyond ``low``.
+        first: first pixel of the window.
+        count: number of pixels.
+        low: lower side of the box in pixels.
+        high: upper side of the box, greater than ``low``.
         size: ``S``.
 
     Returns:
@@ -39,7 +39,7 @@ def _place(
     weights = np.empty(count, dtype=np.float32)
     for k in range(count):
         centre = np.float32(first + k) + _HALF
-        # By way of grid_sample's -1..1, in its order of operations.
+        # Through the range -1..1, in the order of operations of grid_sample.
         grid = (centre - low) / (high - low) * _TWO - _ONE
         place = ((grid + _ONE) * np.float32(size) - _ONE) / _TWO
         cell = np.floor(place)
@@ -49,20 +49,43 @@ def _place(
 
 
 @compiled
+def _stretch_ends(rows: np.ndarray, size: int) -> np.ndarray:
+    """Ends of stretches of pixels that lie between the same two values, ``(E,)`` int64."""
+    ends = np.empty(size + 2, dtype=np.int64)
+    count = 0
+    for row in range(1, len(rows) + 1):
+        if row == len(rows) or rows[row] != rows[row - 1]:
+            ends[count] = row
+            count += 1
+    return ends[:count]
+
+
+@compiled
+def _fill_line(soft: np.ndarray, cell: int, after: np.float32, line: np.ndarray) -> None:
+    """Interpolate a column of ``(S, S)`` values into ``line[1 : S + 1]``; outside is zero."""
+    size = soft.shape[0]
+    before = _ONE - after
+    for s in range(size):
+        left = soft[s, cell] if cell >= 0 else np.float32(0)
+        right = soft[s, cell + 1] if cell + 1 < size else np.float32(0)
+        line[s + 1] = before * left + after * right
+
+
+@compiled
 def _find_runs(
     soft: np.ndarray, box: np.ndarray, window: np.ndarray, starts: np.ndarray, stops: np.ndarray
 ) -> int:
-    """Runs of pixels at 0.5 or more, column after column; no run crosses columns.
+    """Find runs of pixels at 0.5 or more, column by column; no run crosses columns.
 
-    Between two values a column of the stretched mask is a straight line, so whole stretches
-    of pixels are decided by their two ends; only a stretch that crosses 0.5 is searched.
+    Between two values a column is linear, so that the two values decide a stretch of pixels; only
+    stretches that cross 0.5 are searched.
 
     Args:
         soft: ``(S, S)`` float32.
         box: ``(4,)`` float32, ``x1 y1 x2 y2``.
         window: ``(4,)`` int64, x, y, width, height in pixels.
-        starts: takes the first pixel of each run, counted down the window's columns.
-        stops: takes the pixel after its last.
+        starts: takes the first pixel of each run, counted down the columns of the window.
+        stops: takes the pixel after the last of each run.
 
     Returns:
         The number of runs, at most ``width * min(S + 1, (height + 1) // 2)``.
@@ -71,27 +94,15 @@ def _find_runs(
     width, height = window[2], window[3]
     columns, column_weights = _place(window[0], width, box[0], box[2], size)
     rows, row_weights = _place(window[1], height, box[1], box[3], size)
-    ends = np.empty(size + 2, dtype=np.int64)  # where each stretch between two values ends
-    stretches = 0
-    for row in range(1, height + 1):
-        if row == height or rows[row] != rows[row - 1]:
-            ends[stretches] = row
-            stretches += 1
-    line = np.zeros(size + 2, dtype=np.float32)  # one column's values, a zero at either end
+    ends = _stretch_ends(rows, size)
+    line = np.zeros(size + 2, dtype=np.float32)  # one column of values, a zero at either end
     found = 0
     for x in range(width):
-        cell, after = columns[x], column_weights[x]
-        before = _ONE - after
-        for s in range(size):
-            left = soft[s, cell] if cell >= 0 else np.float32(0)
-            right = soft[s, cell + 1] if cell + 1 < size else np.float32(0)
-            line[s + 1] = before * left + after * right
+        _fill_line(soft, columns[x], column_weights[x], line)
         inside = False
         low = 0
-        for stretch in range(stretches):
-            high = ends[stretch]
-            cell = rows[low]
-            top, bottom = line[cell + 1], line[cell + 2]
+        for high in ends:
+            top, bottom = line[rows[low] + 1], line[rows[low] + 2]
             ends_inside = bottom >= _HALF
             crossing = low
             if (top >= _HALF) != ends_inside:
@@ -120,7 +131,7 @@ def _find_runs(
 
 @compiled
 def _run_space(windows: np.ndarray, size: int) -> int:
-    """The largest number of runs that any of the windows ``(N, 4)`` can hold."""
+    """Largest possible number of runs in any of the windows ``(N, 4)``."""
     space = 0
     for n in range(windows.shape[0]):
         space = max(space, windows[n, 2] * min(size + 1, (windows[n, 3] + 1) // 2))
@@ -129,17 +140,17 @@ def _run_space(windows: np.ndarray, size: int) -> int:
 
 @compiled
 def _write_count(number: int, text: np.ndarray, used: int) -> int:
-    """Write one number as COCO does: 5 bits a character, lowest first, from ``0`` (48) on.
+    """Write a number as in COCO: 5 bits per character, lowest first, plus 48.
 
-    The sixth bit says that more follow; the last character's fifth bit is the sign.
+    The sixth bit is set if more characters follow; the fifth bit of the last one is the sign.
 
     Args:
-        number: what to write.
-        text: uint8, has room for ``_LONGEST_COUNT`` characters from ``used`` on.
-        used: characters written so far.
+        number: number to write.
+        text: uint8, with room for ``_LONGEST_COUNT`` characters from ``used`` on.
+        used: number of characters already written.
 
     Returns:
-        Characters written then.
+        The new number of characters.
     """
     more = True
     while more:
@@ -152,21 +163,31 @@ def _write_count(number: int, text: np.ndarray, used: int) -> int:
 
 
 @compiled
+def _with_room(text: np.ndarray, used: int, needed: int) -> np.ndarray:
+    """Copy the first ``used`` characters to a larger array if ``needed`` do not fit."""
+    if needed <= text.size:
+        return text
+    larger = np.empty(2 * needed, dtype=np.uint8)
+    larger[:used] = text[:used]
+    return larger
+
+
+@compiled
 def encode_masks(
     soft: np.ndarray, boxes: np.ndarray, windows: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compressed COCO run lengths of whole-image masks, made inside the windows only.
+    """Encode masks as compressed COCO RLE of the whole image; only windows are computed.
 
     Args:
         soft: ``(N, S, S)`` float32.
-        boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2`` in the image's pixels.
+        boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2`` in pixels of the image.
         windows: ``(N, 4)`` int64, x, y, width, height; of no area for an empty mask.
-        height: the image's, in pixels.
-        width: the image's, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
 
     Returns:
-        uint8 characters of all masks, one after the other, and ``(N + 1,)`` int64, where each
-        mask's begin, and the end.
+        uint8 characters of all masks, concatenated, and ``(N + 1,)`` int64, the start of each
+        mask, and the end.
     """
     count = soft.shape[0]
     space = _run_space(windows, soft.shape[1])
@@ -178,20 +199,16 @@ def encode_masks(
     for n in range(count):
         x0, y0, tall = windows[n, 0], windows[n, 1], windows[n, 3]
         found = _find_runs(soft[n], boxes[n], windows[n], starts, stops)
-        needed = used + (2 * found + 2) * _LONGEST_COUNT
-        if needed > text.size:
-            larger = np.empty(2 * needed, dtype=np.uint8)
-            larger[:used] = text[:used]
-            text = larger
-        # From the fourth count on, COCO writes the difference to the count before the last:
-        # of background to background, of foreground to foreground.
+        text = _with_room(text, used, used + (2 * found + 2) * _LONGEST_COUNT)
+        # From the fourth number on, COCO writes the difference from the number before the
+        # previous: background from background, foreground from foreground.
         end, gap, length, written = 0, 0, 0, 0
         k = 0
         while k < found:
             column = starts[k] // tall
             shift = (x0 + column) * height + y0 - column * tall  # window to image
             start = starts[k] + shift
-            # In a window as tall as the image a run may go on at the top of the next column.
+            # In a window as tall as the image, runs may continue at the top of the next column.
             while tall == height and k + 1 < found and starts[k + 1] == stops[k]:
                 k += 1
             stop = stops[k] + shift
@@ -216,15 +233,15 @@ def paint_masks(
     strides: np.ndarray,
     canvas: np.ndarray,
 ) -> None:
-    """Set the pixels of masks in flat storage, each mask row after row.
+    """Set the pixels of masks in a flat array, each mask in row-major order.
 
     Args:
         soft: ``(N, S, S)`` float32.
-        boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2`` in the image's pixels.
+        boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2`` in pixels of the image.
         windows: ``(N, 4)`` int64, x, y, width, height; of no area for an empty mask.
-        corners: ``(N,)`` int64, where in ``canvas`` each window's first pixel is.
-        strides: ``(N,)`` int64, from one row of the mask to the next in ``canvas``.
-        canvas: flat bool of False; changed in place.
+        corners: ``(N,)`` int64, index of each window's first pixel in ``canvas``.
+        strides: ``(N,)`` int64, distance between rows of each mask in ``canvas``.
+        canvas: flat bool array of False; changed in place.
     """
     space = _run_space(windows, soft.shape[1])
     starts = np.empty(space, dtype=np.int64)

@@ -31,23 +31,23 @@ def test_expectation_is_a_constant_with_the_pixels_sign() -> None:
     torch.testing.assert_close(logits, torch.tensor([LOGIT, -LOGIT]))
 
 
-def test_draws_have_the_stated_moments_and_limits() -> None:
+def test_random_logits_have_expected_moments_and_limits() -> None:
     inside = torch.ones(1_000_000, dtype=torch.bool)
-    draws = clipped_logits(inside, "random", torch.Generator().manual_seed(0))
+    logits = clipped_logits(inside, "random", torch.Generator().manual_seed(0))
     # Standard errors: sqrt(0.33 / 1e6) = 0.0006 of the mean, about as much of the variance.
-    assert draws.mean().item() == pytest.approx(LOGIT, abs=0.003)
-    assert draws.var().item() == pytest.approx(LOGIT_VARIANCE, abs=0.003)
-    assert draws.max().item() == pytest.approx(math.log(99), abs=1e-5)
-    assert draws.min().item() == pytest.approx(math.log(19), abs=1e-4)
-    assert (draws == draws.max()).float().mean().item() == pytest.approx(0.2, abs=0.002)
+    assert logits.mean().item() == pytest.approx(LOGIT, abs=0.003)
+    assert logits.var().item() == pytest.approx(LOGIT_VARIANCE, abs=0.003)
+    assert logits.max().item() == pytest.approx(math.log(99), abs=1e-5)
+    assert logits.min().item() == pytest.approx(math.log(19), abs=1e-4)
+    assert (logits == logits.max()).float().mean().item() == pytest.approx(0.2, abs=0.002)
 
 
-def test_the_constant_is_the_clip_itself() -> None:
+def test_constant_logits_are_those_of_the_clip() -> None:
     logits = clipped_logits(torch.tensor([True, False]), "constant")
     assert logits.tolist() == pytest.approx([math.log(99), -math.log(99)])
 
 
-def test_a_generator_is_for_random_logits_and_for_them_alone() -> None:
+def test_generator_is_required_for_random_logits_only() -> None:
     inside = torch.tensor([True])
     with pytest.raises(ValueError, match="logits='random' with no generator"):
         clipped_logits(inside, "random")
@@ -55,7 +55,7 @@ def test_a_generator_is_for_random_logits_and_for_them_alone() -> None:
         clipped_logits(inside, "expected", torch.Generator())
 
 
-def test_the_generator_decides_the_draws() -> None:
+def test_generator_determines_random_logits() -> None:
     inside = torch.rand(50, generator=torch.Generator().manual_seed(1)) < 0.5
     first = clipped_logits(inside, "random", torch.Generator().manual_seed(2))
     torch.testing.assert_close(

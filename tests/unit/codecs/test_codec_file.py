@@ -25,7 +25,7 @@ def published_arrays() -> dict[str, np.ndarray]:
     }
 
 
-def test_a_published_file_is_read(tmp_path: Path) -> None:
+def test_reads_published_file(tmp_path: Path) -> None:
     arrays = published_arrays()
     path = tmp_path / "coco_2017_train_class_agnosticTrue_whitenTrue_sigmoidTrue_60.npz"
     np.savez(path, **arrays)
@@ -39,7 +39,7 @@ def test_a_published_file_is_read(tmp_path: Path) -> None:
     assert (plain.sigmoid, plain.whiten) == (False, False)
 
 
-def test_the_published_format_is_written(tmp_path: Path) -> None:
+def test_writes_published_arrays(tmp_path: Path) -> None:
     codec = PCACodec(4, 6).fit(masks())
     codec.save(tmp_path / "codec.npz")
     with np.load(tmp_path / "codec.npz", allow_pickle=False) as file:
@@ -58,7 +58,7 @@ def test_the_published_format_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sigmoid", [True, False])
 @pytest.mark.parametrize("whiten", [True, False])
-def test_what_was_saved_is_loaded(tmp_path: Path, sigmoid: bool, whiten: bool) -> None:
+def test_saved_codec_loads(tmp_path: Path, sigmoid: bool, whiten: bool) -> None:
     codec = PCACodec(4, 6, sigmoid=sigmoid, whiten=whiten).fit(masks())
     codec.save(tmp_path / "codec.bin")
     again = PCACodec.load(tmp_path / "codec.bin")
@@ -68,13 +68,9 @@ def test_what_was_saved_is_loaded(tmp_path: Path, sigmoid: bool, whiten: bool) -
     assert torch.equal(again.transform(masks()), codec.transform(masks()))
     again.save(tmp_path / "again.bin")
     assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "codec.bin").read_bytes()
-    with pytest.raises(ValueError, match="lost the sums"):
-        again.partial_fit(masks())
 
 
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "codec.npz"
     codec = PCACodec(4, 6).fit(masks())
     codec.save(path)
@@ -90,8 +86,8 @@ def test_a_failed_write_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_file_and_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
+def test_missing_file_and_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist"):
         PCACodec.load(tmp_path / "none.npz")
     PCACodec(4, 6).fit(masks()).save(tmp_path / "made" / "codec.npz")
     assert PCACodec.load(tmp_path / "made" / "codec.npz").fitted
@@ -104,7 +100,7 @@ def changed(**arrays: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"weights": np.zeros(3)}, "array components_c must be there; found .*weights"),
+        ({"weights": np.zeros(3)}, "components_c; found .*weights"),
         (changed(components_c=np.zeros((3, 36), np.float32)), r"\(1 or C, K, D\); found \(3, 36\)"),
         (
             changed(components_c=np.ones((80, 3, 36), np.float32)),
@@ -116,13 +112,13 @@ def changed(**arrays: np.ndarray) -> dict[str, np.ndarray]:
         (changed(mean_c=np.zeros((36,), np.float32)), r"mean_c .*\(1, 36\); found \(36,\)"),
         (changed(ratio_c=np.zeros((1, 4), np.float32)), r"ratio_c .*\(1, 3\); found \(1, 4\)"),
         (changed(mean_c=np.full((1, 36), np.nan, np.float32)), "mean_c must be finite"),
-        (changed(mean_c=np.zeros((1, 36), np.int64)), "mean_c has a wrong type; found int64"),
+        (changed(mean_c=np.zeros((1, 36), np.int64)), "mean_c .*; found int64"),
         (
             changed(explained_variance_c=np.array([[1, 0, -1]], np.float32)),
             "variances must not be negative; found -1.0",
         ),
         (changed(sigmoid=np.array(True)), "sigmoid must be an array of numbers; found bool"),
-        (changed(kind=np.array("pca")), r"a kind, a version and a config; found \['kind'\]"),
+        (changed(kind=np.array("pca")), r"config; found \['kind'\]"),
         (
             changed(kind=np.array("pca"), version=np.array(2), config=np.array("{}")),
             "version must be 1 .*; found 2",
@@ -152,7 +148,7 @@ class Trap:
         return os.mkdir, ("trap-was-sprung",)
 
 
-def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_unpickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     objects = np.array([[Trap()]], dtype=object)
     np.savez(tmp_path / "objects.npz", **changed(mean_c=objects))

@@ -54,21 +54,21 @@ def test_no_masks_and_no_codes() -> None:
     assert codec.inverse_transform(torch.zeros(0, 6)).shape == (0, 8, 8)
 
 
-def test_all_codes_of_two_by_two_by_hand() -> None:
+def test_two_by_two_by_hand() -> None:
     # Both factors of each product are 1 / sqrt 2, or +-1 / sqrt 2: the four components are
     # (+ + + +), (+ - + -), (+ + - -), (+ - - +), halved. x - mean is +-1/2 for zeros and ones.
     codec = DCTCodec(4, 2, sigmoid=False)
-    wanted = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
-    torch.testing.assert_close(codec.components_[0], wanted)
+    expected = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    torch.testing.assert_close(codec.components_[0], expected)
     full, corner = torch.ones(1, 2, 2), torch.tensor([[[1, 0], [0, 0]]])
     torch.testing.assert_close(codec.transform(full), torch.tensor([[1.0, 0, 0, 0]]))
     torch.testing.assert_close(codec.transform(corner), torch.tensor([[-0.5, 0.5, 0.5, 0.5]]))
-    # The mean alone: -1/4 - ... the share of the corner, 1/4, everywhere.
+    # The mean alone: -1/4 - ... the share of the corner, 1/4, dense.
     soft = DCTCodec(1, 2, sigmoid=False).inverse_transform(torch.tensor([[-0.5]]))
     torch.testing.assert_close(soft, torch.full((1, 2, 2), 0.25))
 
 
-def test_the_first_code_tells_the_area() -> None:
+def test_first_coefficient_is_the_area() -> None:
     # With S = 4 and 5 pixels of 16: sum(x) / S, x being L inside and -L outside.
     mask = torch.zeros(1, 4, 4)
     mask[0, 0] = mask[0, 1, 0] = 1
@@ -95,27 +95,27 @@ def test_components_are_orthonormal(size: int) -> None:
 
 
 @pytest.mark.parametrize("sigmoid", [True, False])
-def test_codes_as_the_formula_gives_them(sigmoid: bool) -> None:
+def test_codes_follow_the_formula(sigmoid: bool) -> None:
     masks = ellipses(5, side=6)
     codes = DCTCodec(10, 6, sigmoid=sigmoid).transform(masks)
     for mask, code in zip(masks.numpy().astype(float), codes, strict=True):
         frequencies = dct(LOGIT * (2 * mask - 1) if sigmoid else mask - 0.5)
-        wanted = [frequencies[place] for place in ZIG_ZAG]
-        np.testing.assert_allclose(code.numpy(), wanted, atol=1e-5)
+        expected = [frequencies[place] for place in ZIG_ZAG]
+        np.testing.assert_allclose(code.numpy(), expected, atol=1e-5)
 
 
-def test_codes_as_scipys() -> None:
+def test_codes_equal_scipy() -> None:
     fft = pytest.importorskip("scipy.fft")
     masks = ellipses(20, side=28)
     codes = DCTCodec(10, 28).transform(masks)
     frequencies = fft.dctn(LOGIT * (2.0 * masks.numpy() - 1), axes=(1, 2), norm="ortho")
-    wanted = np.stack([frequencies[:, u, v] for u, v in ZIG_ZAG], axis=1)
-    np.testing.assert_allclose(codes.numpy(), wanted, atol=1e-4, rtol=1e-5)
+    expected = np.stack([frequencies[:, u, v] for u, v in ZIG_ZAG], axis=1)
+    np.testing.assert_allclose(codes.numpy(), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sigmoid", [True, False])
 @pytest.mark.parametrize("whiten", [True, False])
-def test_all_frequencies_give_the_masks_again(sigmoid: bool, whiten: bool) -> None:
+def test_all_frequencies_reconstruct_exactly(sigmoid: bool, whiten: bool) -> None:
     masks = ellipses(60, side=5)
     codec = DCTCodec(25, 5, sigmoid=sigmoid, whiten=whiten).fit(masks)
     soft = codec.inverse_transform(codec.transform(masks))
@@ -123,7 +123,7 @@ def test_all_frequencies_give_the_masks_again(sigmoid: bool, whiten: bool) -> No
     torch.testing.assert_close(soft, masks.float().clamp(low, 1 - low), atol=1e-4, rtol=0)
 
 
-def test_without_sigmoid_values_are_cut_and_logits_follow() -> None:
+def test_without_sigmoid_values_are_clipped() -> None:
     codec = DCTCodec(6, 8, sigmoid=False)
     codes = codec.transform(ellipses(9)) * 3
     values = codes @ codec.components_[0] + 0.5
@@ -158,9 +158,9 @@ def test_whitened_codes_have_mean_0_and_variance_1(sigmoid: bool) -> None:
 
 @pytest.mark.parametrize("sigmoid", [True, False])
 def test_whitening_changes_codes_but_not_masks(sigmoid: bool) -> None:
-    seen, other = ellipses(200), ellipses(50, seed=1)
+    masks, other = ellipses(200), ellipses(50, seed=1)
     plain = DCTCodec(9, 8, sigmoid=sigmoid)
-    white = DCTCodec(9, 8, sigmoid=sigmoid, whiten=True).fit(seen)
+    white = DCTCodec(9, 8, sigmoid=sigmoid, whiten=True).fit(masks)
     for decode in ("inverse_logits", "inverse_transform"):
         before = getattr(plain, decode)(plain.transform(other))
         after = getattr(white, decode)(white.transform(other))
@@ -197,7 +197,7 @@ def test_whitening_needs_a_fit() -> None:
 
 
 @pytest.mark.parametrize("sigmoid", [True, False])
-def test_frequencies_that_no_mask_has(sigmoid: bool) -> None:
+def test_frequencies_without_variance_are_not_divided(sigmoid: bool) -> None:
     # Masks that are the same from all sides have no odd frequencies, up to rounding.
     masks = ellipses(80)
     even = masks | masks.flip(1)
@@ -215,7 +215,7 @@ def test_frequencies_that_no_mask_has(sigmoid: bool) -> None:
     )
 
 
-def test_sums_of_classes_are_taken_together() -> None:
+def test_class_moments_are_pooled() -> None:
     masks = ellipses(60)
     sums = ClassMoments(8, ["a", "b"]).add(masks, torch.arange(60) % 2)
     apart = DCTCodec(9, 8, whiten=True).fit_moments(sums).state_dict()
@@ -223,12 +223,12 @@ def test_sums_of_classes_are_taken_together() -> None:
         assert torch.equal(apart[name], array), name
 
 
-# Keeping
+# Files and configurations
 
 
 @pytest.mark.parametrize("sigmoid", [True, False])
 @pytest.mark.parametrize("whiten", [True, False])
-def test_what_was_saved_is_loaded(tmp_path: Path, sigmoid: bool, whiten: bool) -> None:
+def test_saved_codec_loads(tmp_path: Path, sigmoid: bool, whiten: bool) -> None:
     masks = ellipses(60)
     codec = DCTCodec(9, 8, sigmoid=sigmoid, whiten=whiten)
     if whiten:
@@ -242,7 +242,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path, sigmoid: bool, whiten: bool) -
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "dct.npz").read_bytes()
 
 
-def test_a_state_makes_it_fitted() -> None:
+def test_loading_a_state_makes_it_fitted() -> None:
     source = DCTCodec(9, 8, whiten=True).fit(ellipses(60))
     codec = DCTCodec.from_config(json.loads(json.dumps(source.get_config())))
     assert not codec.fitted
@@ -256,5 +256,5 @@ def test_faulty_arguments() -> None:
     with pytest.raises(ValueError, match=r"from 1 to mask_size squared \(64\), found 65"):
         DCTCodec(65, 8)
     for change in ({"kind": "pca"}, {"whiten": 1}, {"class_names": ["a"]}):
-        with pytest.raises(ValueError, match="has kind 'dct'"):
+        with pytest.raises(ValueError, match="kind 'dct'"):
             DCTCodec.from_config(DCTCodec(4, 8).get_config() | change)

@@ -7,7 +7,7 @@ from meinst.codecs import GridCodec, load_codec
 from meinst.codecs.clipped_logit import LOGIT
 
 
-def drawn(count: int, side: int, seed: int = 0) -> torch.Tensor:
+def random_masks(count: int, side: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(count, side, side, generator=generator) < 0.4).to(torch.uint8)
 
@@ -23,9 +23,9 @@ def test_codes_by_hand() -> None:
     # Cells of 2 x 2 pixels that cover 4, 1, 0 and 2 of them: 2 n / 4 - 1.
     mask = torch.tensor([[[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]])
     codec = GridCodec(4, 4)
-    wanted = torch.tensor([[1, -0.5, -1, 0]])
+    expected = torch.tensor([[1, -0.5, -1, 0]])
     for masks in (mask, mask.bool(), mask.float(), mask.to(torch.uint8) * 255):
-        assert torch.equal(codec.transform(masks), wanted)
+        assert torch.equal(codec.transform(masks), expected)
 
 
 def test_masks_by_hand() -> None:
@@ -33,22 +33,22 @@ def test_masks_by_hand() -> None:
     # 2, 3 have the shares 0, 1/4, 3/4, 1 of the second cell. Shares 1, 0 above and 0, 0 below.
     codes = torch.tensor([[1.0, -1, -1, -1]])
     falling = torch.tensor([1, 0.75, 0.25, 0])
-    wanted = (falling[:, None] * falling)[None]
+    expected = (falling[:, None] * falling)[None]
     codec = GridCodec(4, 4)
-    torch.testing.assert_close(codec.inverse_transform(codes), wanted)
-    torch.testing.assert_close(codec.inverse_logits(codes), LOGIT * (2 * wanted - 1))
+    torch.testing.assert_close(codec.inverse_transform(codes), expected)
+    torch.testing.assert_close(codec.inverse_logits(codes), LOGIT * (2 * expected - 1))
 
 
-def test_as_many_cells_as_pixels_lose_nothing() -> None:
-    masks = drawn(20, 6)
+def test_as_many_cells_as_pixels_is_lossless() -> None:
+    masks = random_masks(20, 6)
     codec = GridCodec(36, 6)
     codes = codec.transform(masks)
     assert torch.equal(codes, 2 * masks.flatten(1).float() - 1)
     assert torch.equal(codec.inverse_transform(codes), masks.float())
 
 
-def test_one_cell_is_the_area() -> None:
-    masks = drawn(20, 6)
+def test_single_cell_is_the_area() -> None:
+    masks = random_masks(20, 6)
     codec = GridCodec(1, 6)
     shares = masks.flatten(1).float().mean(1, keepdim=True)
     torch.testing.assert_close(codec.transform(masks), 2 * shares - 1)
@@ -56,7 +56,7 @@ def test_one_cell_is_the_area() -> None:
     torch.testing.assert_close(soft, shares[:, :, None].expand(20, 6, 6))
 
 
-def test_cells_that_do_not_divide_the_mask_overlap() -> None:
+def test_cells_overlap_if_they_do_not_divide_the_mask() -> None:
     # Three cells on four pixels are the pixels 0-1, 1-2 and 2-3.
     mask = torch.tensor([[1, 0, 0, 1]]).repeat(4, 1)[None]
     codes = GridCodec(9, 4).transform(mask)
@@ -65,7 +65,7 @@ def test_cells_that_do_not_divide_the_mask_overlap() -> None:
 
 def test_masks_are_where_logits_are_positive() -> None:
     codec = GridCodec(49, 28)
-    codes = codec.transform(drawn(9, 28)) + 0.3 * torch.randn(
+    codes = codec.transform(random_masks(9, 28)) + 0.3 * torch.randn(
         9, 49, generator=torch.Generator().manual_seed(0)
     )
     soft, logits = codec.inverse_transform(codes), codec.inverse_logits(codes)
@@ -85,8 +85,8 @@ def test_every_code_gets_a_gradient() -> None:
     assert (codes.grad > 0).all()
 
 
-def test_batch_equals_single_and_arguments_stay() -> None:
-    masks, codec = drawn(5, 7), GridCodec(9, 7)
+def test_batch_equals_single_and_input_unchanged() -> None:
+    masks, codec = random_masks(5, 7), GridCodec(9, 7)
     before = masks.clone()
     codes = codec.transform(masks, labels=torch.arange(5))
     for n in range(5):
@@ -102,7 +102,7 @@ def test_batch_equals_single_and_arguments_stay() -> None:
 def test_nothing_is_learned(tmp_path: Path) -> None:
     codec = GridCodec(9, 6)
     assert codec.fitted
-    assert codec.fit(drawn(3, 6), torch.tensor([0, 1, 2])) is codec
+    assert codec.fit(random_masks(3, 6), torch.tensor([0, 1, 2])) is codec
     assert not list(codec.parameters())
     assert not codec.state_dict()
     assert codec.for_classes(["any", "names"]) is codec
@@ -110,14 +110,14 @@ def test_nothing_is_learned(tmp_path: Path) -> None:
     again = load_codec(tmp_path / "grid.npz")
     assert isinstance(again, GridCodec)
     assert again.get_config() == {"kind": "grid", "n_components": 9, "mask_size": 6}
-    assert torch.equal(again.transform(drawn(3, 6)), codec.transform(drawn(3, 6)))
+    assert torch.equal(again.transform(random_masks(3, 6)), codec.transform(random_masks(3, 6)))
 
 
 @pytest.mark.parametrize(
     ("count", "side", "nearest"), [(60, 28, 49), (0, 28, 1), (-4, 28, 1), (49, 6, 36), (2, 1, 1)]
 )
-def test_sizes_that_are_no_grid(count: int, side: int, nearest: int) -> None:
-    message = rf"\({side**2}\), found {count}; take {nearest}\."
+def test_rejects_sizes_that_are_not_square(count: int, side: int, nearest: int) -> None:
+    message = rf"\({side**2}\), found {count}; use {nearest}\."
     with pytest.raises(ValueError, match=message):
         GridCodec(count, side)
 
@@ -131,8 +131,8 @@ def test_faulty_arguments() -> None:
             call(torch.full((1, 6, 6), torch.nan))
     with pytest.raises(ValueError, match=r"shape \(N, 9\), found \(1, 6\)"):
         codec.inverse_transform(torch.zeros(1, 6))
-    with pytest.raises(ValueError, match="a grid has none"):
-        codec.transform(drawn(1, 6), logits="random", generator=torch.Generator())
+    with pytest.raises(ValueError, match="logits='random'"):
+        codec.transform(random_masks(1, 6), logits="random", generator=torch.Generator())
     for change in ({"kind": "dct"}, {"n_components": True}, {"sigmoid": True}):
-        with pytest.raises(ValueError, match="has kind 'grid'"):
+        with pytest.raises(ValueError, match="kind 'grid'"):
             GridCodec.from_config(codec.get_config() | change)

@@ -9,7 +9,7 @@ from torch import Tensor
 from meinst.codecs import ClassMoments, CodecFileError, Moments, PCACodec, load_moments
 
 
-def drawn_masks(count: int, side: int = 5, seed: int = 0) -> Tensor:
+def synthetic_masks(count: int, side: int = 5, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(count, side, side, generator=generator) < 0.4).to(torch.uint8)
 
@@ -49,22 +49,22 @@ def test_two_masks_by_hand() -> None:
     assert moments.varied()
 
 
-def test_covariance_as_numpys() -> None:
-    masks = drawn_masks(300)
+def test_covariance_equals_numpy() -> None:
+    masks = synthetic_masks(300)
     covariance = Moments(5).add(masks).covariance()
     expected = np.cov(masks.flatten(1).numpy().astype(np.float64), rowvar=False)
     np.testing.assert_allclose(covariance.numpy(), expected, atol=1e-14)
 
 
 def test_masks_without_variance_give_exact_zeros() -> None:
-    moments = Moments(5).add(drawn_masks(1).expand(777, 5, 5))
+    moments = Moments(5).add(synthetic_masks(1).expand(777, 5, 5))
     assert not moments.covariance().any()
     assert not moments.varied()
 
 
 def test_any_order_split_and_type_give_the_same_bits() -> None:
     # More masks than one block holds.
-    masks = drawn_masks(5000)
+    masks = synthetic_masks(5000)
     whole = Moments(5).add(masks)
     assert whole.count == 5000
     assert same_bits(whole, Moments(5).add(masks.flip(0)))
@@ -81,11 +81,11 @@ def test_any_order_split_and_type_give_the_same_bits() -> None:
         assert same_bits(whole, Moments(5).add(masks))
 
 
-def test_merge_and_add_leave_their_arguments() -> None:
-    masks = drawn_masks(10)
+def test_merge_and_add_do_not_change_arguments() -> None:
+    masks = synthetic_masks(10)
     copy = masks.clone()
     other = Moments(5).add(masks)
-    Moments(5).add(drawn_masks(4, seed=1)).merge(other).add(masks)
+    Moments(5).add(synthetic_masks(4, seed=1)).merge(other).add(masks)
     assert torch.equal(masks, copy)
     assert same_bits(other, Moments(5).add(masks))
 
@@ -101,8 +101,8 @@ def test_faulty_arguments() -> None:
         Moments(0)
 
 
-def test_masks_may_lie_in_memory_in_any_way() -> None:
-    masks = drawn_masks(70)
+def test_any_memory_layout() -> None:
+    masks = synthetic_masks(70)
     whole = Moments(5).add(masks)
     # Pixels first, every second of twice as many, and sides exchanged twice.
     assert same_bits(whole, Moments(5).add(masks.permute(1, 2, 0).contiguous().permute(2, 0, 1)))
@@ -111,12 +111,12 @@ def test_masks_may_lie_in_memory_in_any_way() -> None:
     assert same_bits(whole, Moments(5).add(masks.mT.contiguous().mT))
 
 
-# Classes kept apart
+# Separate classes
 
 NAMES = ("ant", "bee", "cat")
 
 
-def drawn_labels(count: int, classes: int = 3, seed: int = 0) -> Tensor:
+def random_labels(count: int, classes: int = 3, seed: int = 0) -> Tensor:
     return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
 
 
@@ -137,7 +137,7 @@ def test_no_masks_of_any_class() -> None:
 
 
 def test_each_class_has_the_sums_of_its_masks() -> None:
-    masks, labels = drawn_masks(300), drawn_labels(300)
+    masks, labels = synthetic_masks(300), random_labels(300)
     labels[labels == 1] = 2  # no bee
     before = masks.clone(), labels.clone()
     moments = ClassMoments(5, NAMES).add(masks[:200], labels[:200]).add(masks[200:], labels[200:])
@@ -153,43 +153,43 @@ def test_each_class_has_the_sums_of_its_masks() -> None:
     assert torch.equal(labels, before[1])
 
 
-def test_pooling_changes_nothing() -> None:
-    moments = ClassMoments(5, NAMES).add(drawn_masks(60), drawn_labels(60))
+def test_pooled_sums_are_a_copy() -> None:
+    moments = ClassMoments(5, NAMES).add(synthetic_masks(60), random_labels(60))
     pooled = moments.pooled()
-    pooled.add(drawn_masks(10))
+    pooled.add(synthetic_masks(10))
     assert moments.count == 60
     assert pooled.count == 70
 
 
 def test_classes_of_other_files_are_matched_by_name() -> None:
-    masks, labels = drawn_masks(90), drawn_labels(90)
+    masks, labels = synthetic_masks(90), random_labels(90)
     left = ClassMoments(5, NAMES).add(masks[:40], labels[:40])
     # The other file's names in another order, one of them unknown here, one of ours unknown there.
     order = ("dog", "cat", "ant")
-    theirs = torch.tensor([2, 0, 1])[labels[40:]]  # ant, bee, cat as ant, dog, cat
-    right = ClassMoments(5, order).add(masks[40:], theirs)
+    new_labels = torch.tensor([2, 0, 1])[labels[40:]]  # ant, bee, cat as ant, dog, cat
+    right = ClassMoments(5, order).add(masks[40:], new_labels)
     kept = {name: one.count for name, one in by_name(right).items()}
     assert left.merge(right) is left
     assert left.class_names == ("ant", "bee", "cat", "dog")
-    wanted = {
+    expected = {
         "ant": masks[labels == 0],
         "bee": masks[:40][labels[:40] == 1],
         "cat": masks[labels == 2],
         "dog": masks[40:][labels[40:] == 1],
     }
     for name, one in by_name(left).items():
-        assert same_bits(one, Moments(5).add(wanted[name])), name
+        assert same_bits(one, Moments(5).add(expected[name])), name
     assert {name: one.count for name, one in by_name(right).items()} == kept
     assert right.class_names == order
 
 
 def test_classes_of_any_files_in_any_order_give_the_same(tmp_path: Path) -> None:
-    masks = drawn_masks(30)
+    masks = synthetic_masks(30)
     files = [("cat", "ant"), ("bee", "cat"), ("dog", "ant", "bee")]
     found = set()
     for order in permutations(range(3)):
         first, *rest = (
-            ClassMoments(5, files[k]).add(masks[10 * k :][:10], drawn_labels(10, 2, seed=k))
+            ClassMoments(5, files[k]).add(masks[10 * k :][:10], random_labels(10, 2, seed=k))
             for k in order
         )
         for other in rest:
@@ -200,29 +200,29 @@ def test_classes_of_any_files_in_any_order_give_the_same(tmp_path: Path) -> None
     assert len(found) == 1
 
 
-def test_names_in_their_own_order_stay() -> None:
+def test_merge_of_equal_names_keeps_their_order() -> None:
     names = ("cat", "ant", "bee")
     merged = ClassMoments(5, names).merge(ClassMoments(5, names))
     assert merged.class_names == names
 
 
-def test_merging_takes_no_hold_of_the_other() -> None:
-    other = ClassMoments(5, NAMES).add(drawn_masks(20), drawn_labels(20))
-    ClassMoments(5, NAMES).merge(other).add(drawn_masks(30), drawn_labels(30))
+def test_merge_copies_the_other_sums() -> None:
+    other = ClassMoments(5, NAMES).add(synthetic_masks(20), random_labels(20))
+    ClassMoments(5, NAMES).merge(other).add(synthetic_masks(30), random_labels(30))
     assert other.count == 20
 
 
 def test_faulty_classes() -> None:
     moments = ClassMoments(5, NAMES)
-    with pytest.raises(ValueError, match="give the masks' or codes' labels, found None"):
-        moments.add(drawn_masks(2), None)
+    with pytest.raises(ValueError, match="labels, found None"):
+        moments.add(synthetic_masks(2), None)
     with pytest.raises(ValueError, match="from 0 to 2, found 1 to 3"):
-        moments.add(drawn_masks(2), torch.tensor([1, 3]))
+        moments.add(synthetic_masks(2), torch.tensor([1, 3]))
     with pytest.raises(ValueError, match=r"shape \(N, 5, 5\)"):
         moments.add(torch.zeros(1, 4, 4), torch.tensor([1]))
     # Nothing is merged in part: names stay too.
     with pytest.raises(ValueError, match="found 5 and 4"):
-        moments.merge(ClassMoments(4, ("dog",)).add(drawn_masks(1, 4), torch.tensor([0])))
+        moments.merge(ClassMoments(4, ("dog",)).add(synthetic_masks(1, 4), torch.tensor([0])))
     assert moments.class_names == NAMES
     assert moments.count == 0
 
@@ -233,13 +233,13 @@ Sums = Moments | ClassMoments
 
 
 def both_kinds(count: int = 50) -> list[Sums]:
-    masks, labels = drawn_masks(count), drawn_labels(count)
+    masks, labels = synthetic_masks(count), random_labels(count)
     return [Moments(5).add(masks), ClassMoments(5, NAMES).add(masks, labels)]
 
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("count", [0, 1, 50])
-def test_what_was_saved_is_loaded(which: int, count: int, tmp_path: Path) -> None:
+def test_saved_sums_load(which: int, count: int, tmp_path: Path) -> None:
     path, moments = tmp_path / "all.moments", both_kinds(count)[which]
     moments.save(path)
     again = load_moments(str(path))
@@ -255,8 +255,8 @@ def test_what_was_saved_is_loaded(which: int, count: int, tmp_path: Path) -> Non
     assert (tmp_path / "again.moments").read_bytes() == path.read_bytes()
 
 
-def test_a_class_that_was_only_asked_for_leaves_no_trace(tmp_path: Path) -> None:
-    masks, labels = drawn_masks(9), torch.zeros(9).long()
+def test_empty_sums_of_a_class_change_nothing(tmp_path: Path) -> None:
+    masks, labels = synthetic_masks(9), torch.zeros(9).long()
     plain, touched = (ClassMoments(5, NAMES).add(masks, labels) for _ in range(2))
     touched.of_class(2)
     assert touched.empty_classes() == [1, 2]
@@ -273,13 +273,13 @@ def test_a_class_that_was_only_asked_for_leaves_no_trace(tmp_path: Path) -> None
 def test_any_shards_in_any_order_give_the_same_bytes(
     shards: int, per_class: bool, tmp_path: Path
 ) -> None:
-    masks, labels = drawn_masks(400), drawn_labels(400)
+    masks, labels = synthetic_masks(400), random_labels(400)
 
     def counted(rows: Tensor, names: tuple[str, ...] = NAMES) -> Sums:
         if not per_class:
             return Moments(5).add(masks[rows])
-        theirs = torch.tensor([names.index(name) for name in NAMES])[labels[rows]]
-        return ClassMoments(5, names).add(masks[rows], theirs)
+        new_labels = torch.tensor([names.index(name) for name in NAMES])[labels[rows]]
+        return ClassMoments(5, names).add(masks[rows], new_labels)
 
     def files_of(moments: Sums) -> tuple[bytes, bytes]:
         moments.save(tmp_path / "sums")
@@ -287,7 +287,7 @@ def test_any_shards_in_any_order_give_the_same_bytes(
         PCACodec(4, 5, class_names=names).fit_moments(moments).save(tmp_path / "codec")
         return (tmp_path / "sums").read_bytes(), (tmp_path / "codec").read_bytes()
 
-    wanted = files_of(counted(torch.arange(400)))
+    expected = files_of(counted(torch.arange(400)))
     # Parts of very different sizes; those of odd number know the classes in another order.
     order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
     sizes = [400 - 9 * (shards - 1), *[9] * (shards - 1)]
@@ -300,17 +300,17 @@ def test_any_shards_in_any_order_give_the_same_bytes(
             part = counted(parts[k], NAMES if k % 2 else NAMES[::-1])
             part.save(tmp_path / "part")
             merged.merge(load_moments(tmp_path / "part"))  # type: ignore[arg-type]
-        assert files_of(merged) == wanted
+        assert files_of(merged) == expected
 
 
 def test_files_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.moments does not exist"):
         load_moments(tmp_path / "none.moments")
-    PCACodec(3, 5).fit(drawn_masks(50)).save(tmp_path / "codec.npz")
-    with pytest.raises(CodecFileError, match=r"must hold sums of masks, .*; found 'pca'"):
+    PCACodec(3, 5).fit(synthetic_masks(50)).save(tmp_path / "codec.npz")
+    with pytest.raises(CodecFileError, match=r"must hold sums over masks.*; found 'pca'"):
         load_moments(tmp_path / "codec.npz")
     np.savez(tmp_path / "plain.npz", count=np.array(3))
-    with pytest.raises(CodecFileError, match=r"must hold sums of masks, .*; found None"):
+    with pytest.raises(CodecFileError, match=r"must hold sums over masks.*; found None"):
         load_moments(tmp_path / "plain.npz")
 
 
@@ -326,19 +326,19 @@ def damaged(path: Path, moments: Sums, **changes: np.ndarray | None) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"count": None}, "array count must be there"),
+        ({"count": None}, "contain the array count"),
         ({"count": np.array([50])}, r"count must have the shape \(\); found \(1,\)"),
         ({"count": np.array(50.5)}, "count must be int64; found float64"),
         ({"count": np.array(-1)}, "count must not be negative; found -1"),
-        ({"count": np.array(3)}, "no sum can be above the number of masks 3; found"),
-        ({"products": None}, "array products must be there"),
+        ({"count": np.array(3)}, "products .* 3; found"),
+        ({"products": None}, "contain the array products"),
         ({"products": np.zeros(324, np.int64)}, r"must have the shape \(325,\); found \(324,\)"),
         ({"products": np.zeros(325)}, "products must be int64; found float64"),
         ({"products": np.full(325, -2)}, "products must not be negative; found -2"),
-        ({"config": np.array("{}")}, "mask_size, a whole number above 0; found None"),
-        ({"config": np.array('{"mask_size": 0}')}, "a whole number above 0; found 0"),
-        ({"config": np.array('{"mask_size": 5.0}')}, "a whole number above 0; found 5.0"),
-        # Nothing is made of such a size before the arrays are seen not to have it.
+        ({"config": np.array("{}")}, "mask_size, .*; found None"),
+        ({"config": np.array('{"mask_size": 0}')}, "mask_size, .*; found 0"),
+        ({"config": np.array('{"mask_size": 5.0}')}, "mask_size, .*; found 5.0"),
+        # The shape is checked before memory of this size is allocated.
         (
             {"config": np.array('{"mask_size": 10000000}')},
             r"products must have the shape \(5000000",
@@ -357,17 +357,17 @@ def test_damaged_sums(changes: dict[str, np.ndarray | None], message: str, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"products_1": None}, "array products_1 must be there"),
+        ({"products_1": None}, "contain the array products_1"),
         ({"products_2": np.zeros(3, np.int64)}, "products_2 must have the shape"),
-        ({"count_0": np.array(1)}, "no sum can be above the number of masks 1"),
-        ({"config": np.array('{"mask_size": 5}')}, "class_names, different names; found None"),
+        ({"count_0": np.array(1)}, "products_0 .* 1; found"),
+        ({"config": np.array('{"mask_size": 5}')}, "class_names, .*; found None"),
         (
             {"config": np.array('{"mask_size": 5, "class_names": ["a", 2, "c"]}')},
-            "class_names, different names",
+            "class_names, ",
         ),
         (
             {"config": np.array('{"mask_size": 5, "class_names": ["a", "b", "a"]}')},
-            "class_names, different names",
+            "class_names, ",
         ),
     ],
 )

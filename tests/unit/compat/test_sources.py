@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from meinst.compat.errors import ForeignFileError
-from meinst.compat.sources import locate, read_weights, refuse_others
+from meinst.compat.sources import locate, read_weights, reject_others
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2)}
 
 
-def saved(content: Any, path: Path, *, legacy: bool = False) -> Path:
+def save(content: Any, path: Path, *, legacy: bool = False) -> Path:
     with path.open("wb") as file:
         torch.save(content, file, _use_new_zipfile_serialization=not legacy)
     return path
@@ -26,7 +26,7 @@ def saved(content: Any, path: Path, *, legacy: bool = False) -> Path:
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("bare", [False, True])
-def test_weights_of_torch_save(legacy: bool, bare: bool, tmp_path: Path) -> None:
+def test_reads_weights_of_torch_save(legacy: bool, bare: bool, tmp_path: Path) -> None:
     state = OrderedDict(WEIGHTS, b=torch.nn.Parameter(torch.ones(1)))
     beside = {
         "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{}]},
@@ -34,7 +34,7 @@ def test_weights_of_torch_save(legacy: bool, bare: bool, tmp_path: Path) -> None
         "iteration": 89999,
     }
     content = state if bare else {"model": state, **beside}
-    weights = read_weights(saved(content, tmp_path / "m.pth", legacy=legacy))
+    weights = read_weights(save(content, tmp_path / "m.pth", legacy=legacy))
     assert weights.author is None
     assert list(weights.tensors) == ["a.weight", "a.bias", "b"]
     for key, tensor in state.items():
@@ -43,7 +43,7 @@ def test_weights_of_torch_save(legacy: bool, bare: bool, tmp_path: Path) -> None
         assert not weights.tensors[key].requires_grad
 
 
-def test_weights_of_a_pickle(tmp_path: Path) -> None:
+def test_reads_weights_of_a_pickle(tmp_path: Path) -> None:
     path = tmp_path / "r50.pkl"
     model = {"conv1_w": np.ones((2, 2), ">f4"), "n": np.array(3)}
     content = {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
@@ -68,24 +68,24 @@ class Trap:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_code_in_a_checkpoint_is_not_executed(legacy: bool, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
-    path = saved({"model": WEIGHTS, "x": Trap(trap)}, tmp_path / "m.pth", legacy=legacy)
-    with pytest.raises(ForeignFileError, match=r"m\.pth: .+ asks to run \w+\.mkdir; nothing"):
+    path = save({"model": WEIGHTS, "x": Trap(trap)}, tmp_path / "m.pth", legacy=legacy)
+    with pytest.raises(ForeignFileError, match=r"m\.pth: .+ \w+\.mkdir; nothing was executed"):
         read_weights(path)
     path.write_bytes(pickle.dumps({"model": Trap(trap)}))
-    with pytest.raises(ForeignFileError, match=r"m\.pth: .+ asks to run \w+\.mkdir"):
+    with pytest.raises(ForeignFileError, match=r"m\.pth: .+ \w+\.mkdir"):
         read_weights(path)
     assert not trap.exists()
 
 
-def test_a_whole_module_is_refused(tmp_path: Path) -> None:
-    path = saved(torch.nn.BatchNorm2d(3), tmp_path / "m.pth")
-    with pytest.raises(ForeignFileError, match=r"not only weights: .+BatchNorm2d; nothing was"):
+def test_rejects_a_pickled_module(tmp_path: Path) -> None:
+    path = save(torch.nn.BatchNorm2d(3), tmp_path / "m.pth")
+    with pytest.raises(ForeignFileError, match=r"BatchNorm2d; nothing was executed"):
         read_weights(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_truncated_files_are_refused(legacy: bool, tmp_path: Path) -> None:
-    path = saved({"model": {"a": torch.zeros(500)}}, tmp_path / "m.pth", legacy=legacy)
+def test_rejects_truncated_files(legacy: bool, tmp_path: Path) -> None:
+    path = save({"model": {"a": torch.zeros(500)}}, tmp_path / "m.pth", legacy=legacy)
     whole = path.read_bytes()
     for share in (0.01, 0.1, 0.3, 0.5, 0.9, 0.99):
         path.write_bytes(whole[: int(share * len(whole))])
@@ -93,25 +93,23 @@ def test_truncated_files_are_refused(legacy: bool, tmp_path: Path) -> None:
             read_weights(path)
 
 
-def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
-    path = saved({"model": {"a": torch.zeros(5000)}}, tmp_path / "m.pth")
+def test_rejects_a_changed_byte(tmp_path: Path) -> None:
+    path = save({"model": {"a": torch.zeros(5000)}}, tmp_path / "m.pth")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ForeignFileError, match="does not fit its checksum"):
+    with pytest.raises(ForeignFileError, match="checksum"):
         read_weights(path)
 
 
-def test_a_damaged_compressed_archive_is_told(tmp_path: Path) -> None:
+def test_rejects_a_damaged_compressed_archive(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("m/data.pkl", b"0" * 5000)
     content = bytearray(path.read_bytes())
-    content[30 + len("m/data.pkl")] = (
-        0xFF  # behind the header: a kind of block that deflate has not
-    )
+    content[30 + len("m/data.pkl")] = 0xFF  # after the header: an unknown type of deflate block
     path.write_bytes(content)
-    with pytest.raises(ForeignFileError, match=r"m\.pth: a truncated or damaged zip archive"):
+    with pytest.raises(ForeignFileError, match=r"m\.pth: .+damaged zip archive"):
         read_weights(path)
 
 
@@ -133,19 +131,19 @@ def _zip(*names: str) -> bytes:
     ("content", "message"),
     [
         (b"", r"file\.pth: empty\."),
-        (b"junk " * 30, "neither a file of torch.save nor a pickle"),
+        (b"junk " * 30, "neither a torch.save file nor a pickle"),
         (b"<!DOCTYPE html><html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a placeholder of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
         (_npz(), r"an \.npz of arrays.+--codec"),
-        (_zip("readme.txt"), "a zip archive that torch.save did not write"),
-        (_zip("m/data.pkl", "m/constants.pkl"), "a TorchScript program.+not run"),
-        (pickle.dumps([1, 2]), "holds a list, not weights"),
-        (pickle.dumps({"model": {}}), "holds no weights"),
-        (pickle.dumps({"a": np.zeros(2), "b": "text"}), "'b' is a str; weights are tensors"),
-        (pickle.dumps({"model": {1: np.zeros(2)}}), "1 is a Tensor; weights are tensors by"),
+        (_zip("readme.txt"), "not written by torch.save"),
+        (_zip("m/data.pkl", "m/constants.pkl"), "TorchScript"),
+        (pickle.dumps([1, 2]), "a list, not named weights"),
+        (pickle.dumps({"model": {}}), "no weights"),
+        (pickle.dumps({"a": np.zeros(2), "b": "text"}), "'b' is a str"),
+        (pickle.dumps({"model": {1: np.zeros(2)}}), "1 is a Tensor"),
     ],
 )
-def test_other_files_are_told_apart(content: bytes, message: str, tmp_path: Path) -> None:
+def test_other_files_are_named(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     path.write_bytes(content)
     with pytest.raises(ForeignFileError, match=message):
@@ -155,30 +153,30 @@ def test_other_files_are_told_apart(content: bytes, message: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"optimizer": {"state": {}, "param_groups": []}, "iteration": 9}, "optimizer alone"),
-        ({"state": {0: {"step": torch.ones(1)}}, "param_groups": []}, "optimizer alone"),
+        ({"optimizer": {"state": {}, "param_groups": []}, "iteration": 9}, "optimizer"),
+        ({"state": {0: {"step": torch.ones(1)}}, "param_groups": []}, "optimizer"),
         ({"pytorch-lightning_version": "2", "state_dict": WEIGHTS}, r"best\.safetensors"),
-        ({"meta": {}, "state_dict": WEIGHTS}, "as MMDetection saves them"),
-        (torch.zeros(2), "holds a Tensor, not weights"),
+        ({"meta": {}, "state_dict": WEIGHTS}, "MMDetection"),
+        (torch.zeros(2), "a Tensor, not named weights"),
     ],
 )
-def test_other_checkpoints_are_told_apart(content: Any, message: str, tmp_path: Path) -> None:
+def test_other_checkpoints_are_named(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ForeignFileError, match=message):
-        read_weights(saved(content, tmp_path / "m.pth"))
+        read_weights(save(content, tmp_path / "m.pth"))
 
 
-def test_safetensors_are_told_apart(tiny_model_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ForeignFileError, match=r"a model of meinst already.+--to adelaidet"):
+def test_safetensors_files_are_named(tiny_model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ForeignFileError, match=r"already a model of meinst.+--to adelaidet"):
         read_weights(tiny_model_file)
     path = tmp_path / "x.safetensors"
     save_file(WEIGHTS, path)
-    with pytest.raises(ForeignFileError, match="a safetensors file, not a published checkpoint"):
+    with pytest.raises(ForeignFileError, match="not a published checkpoint"):
         read_weights(path)
     save_file(WEIGHTS, path, {"format": "meinst-backbone-1"})
-    with pytest.raises(ForeignFileError, match=r"converted already.+--backbone-weights"):
+    with pytest.raises(ForeignFileError, match=r"already converted.+--backbone-weights"):
         read_weights(path)
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ForeignFileError, match="a damaged safetensors file"):
+    with pytest.raises(ForeignFileError, match="damaged safetensors file"):
         read_weights(path)
 
 
@@ -194,55 +192,58 @@ def test_safetensors_are_told_apart(tiny_model_file: Path, tmp_path: Path) -> No
         ("roi_heads.box_predictor.cls_score.weight", "one of Detectron2's R-CNNs"),
         ("bbox_head.retina_cls.weight", "a detector of MMDetection"),
         ("layer1.0.conv1.weight", "torchvision's ResNet"),
-        ("something.else", "neither MEInst's weights .+ nor a ResNet"),
+        ("something.else", "neither MEInst's weights"),
     ],
 )
 def test_other_models_are_named(key: str, message: str) -> None:
     state = {
         "backbone.bottom_up.stem.conv1.weight": torch.zeros(1),
         key: torch.zeros(1),
-        # What these models have in common comes second to what tells them apart.
+        # Keys of the base model must not hide the more specific model.
         **({"proposal_generator.fcos_head.x": torch.zeros(1)} if "AdelaiDet" in message else {}),
         **({"roi_heads.box_head.fc1.x": torch.zeros(1)} if "Mask R-CNN" in message else {}),
     }
     with pytest.raises(ForeignFileError, match=rf"m\.pth: .*{message}"):
-        refuse_others(state, Path("m.pth"))
+        reject_others(state, Path("m.pth"))
 
 
-def test_local_files(tmp_path: Path) -> None:
+def test_locates_local_files(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     path.touch()
     assert locate(str(path)) == path
-    with pytest.raises(FileNotFoundError, match=r"y\.pth: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"y\.pth does not exist"):
         locate(str(tmp_path / "y.pth"))
     with pytest.raises(FileNotFoundError, match="is a folder"):
         locate(str(tmp_path))
 
 
-def test_files_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_downloads_files_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested = []
 
     def download(repo_id: str, filename: str) -> str:
-        asked.append((repo_id, filename))
+        requested.append((repo_id, filename))
         return str(tmp_path / "cached.pth")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert locate("hf://ZjuCv/AdelaiDet/MEInst_R_50_3x.pth") == tmp_path / "cached.pth"
     assert locate("hf://owner/repo/folder/x.pth") == tmp_path / "cached.pth"
-    assert asked == [("ZjuCv/AdelaiDet", "MEInst_R_50_3x.pth"), ("owner/repo", "folder/x.pth")]
+    assert requested == [
+        ("ZjuCv/AdelaiDet", "MEInst_R_50_3x.pth"),
+        ("owner/repo", "folder/x.pth"),
+    ]
 
 
 @pytest.mark.parametrize("address", ["hf://", "hf://owner", "hf://owner/repo", "hf://a//b"])
-def test_addresses_that_are_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_incomplete_addresses(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
-    with pytest.raises(ValueError, match="is hf://OWNER/REPO/FILE"):
+    with pytest.raises(ValueError, match="hf://OWNER/REPO/FILE"):
         locate(address)
 
 
-def test_failed_downloads_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_downloads_give_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: str) -> str:
         raise huggingface_hub.errors.LocalEntryNotFoundError("No network.\nTry again\nlater.")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(OSError, match=r"^hf://a/b/c: not downloaded: LocalEntry\S+: No network\. "):
+    with pytest.raises(OSError, match=r"^hf://a/b/c: .+LocalEntryNotFoundError: No network\)"):
         locate("hf://a/b/c")

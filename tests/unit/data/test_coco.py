@@ -73,7 +73,7 @@ def test_no_annotations(tmp_path: Path) -> None:
     assert str(data.report) == ""
 
 
-def test_polygons_and_both_kinds_of_rle(tmp_path: Path) -> None:
+def test_polygons_and_both_forms_of_rle(tmp_path: Path) -> None:
     content = document(
         {},
         {"segmentation": rle(True), "category_id": 2},
@@ -99,7 +99,7 @@ def test_polygons_and_both_kinds_of_rle(tmp_path: Path) -> None:
 
 def test_image_files_must_exist(tmp_path: Path) -> None:
     folder = tmp_path / "images"
-    with pytest.raises(FileNotFoundError, match=r"image folder .*images does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"images does not exist"):
         read(tmp_path, document(), folder)
     folder.mkdir()
     error = faults_of(tmp_path, document(), folder)
@@ -132,40 +132,43 @@ def test_image_files_must_exist(tmp_path: Path) -> None:
         ({"segmentation": [[2, 3, 4, 5, 6, 7]]}, "mask of no area"),
         (
             {"segmentation": [[*SQUARE[:-1], float("inf")]]},
-            "polygon that is no list of finite numbers",
+            "polygon that is not a list of finite numbers",
         ),
-        ({"segmentation": [[*SQUARE[:-1], "x"]]}, "polygon that is no list of finite numbers"),
-        ({"segmentation": [[[2, 3], [8, 3], [8, 7]]]}, "polygon that is no list of finite numbers"),
-        ({"segmentation": SQUARE}, "polygon that is no list of finite numbers"),
+        ({"segmentation": [[*SQUARE[:-1], "x"]]}, "polygon that is not a list of finite numbers"),
+        (
+            {"segmentation": [[[2, 3], [8, 3], [8, 7]]]},
+            "polygon that is not a list of finite numbers",
+        ),
+        ({"segmentation": SQUARE}, "polygon that is not a list of finite numbers"),
         ({"segmentation": rle(True, 20, 10)}, "RLE of another size than its image"),
         ({"segmentation": {"counts": [200]}}, "RLE of another size than its image"),
         (
             {"segmentation": {"size": [10.0, 20], "counts": [50, 10, 140]}},
-            "RLE whose size is no integers",
+            "RLE whose size is not integers",
         ),
         ({"segmentation": {"size": [10, 20], "counts": [200]}}, "mask of no area"),
         (
             {"segmentation": {"size": [10, 20], "counts": [23, 178]}},
-            "broken RLE: the RLE's counts do not fill its image",
+            "broken RLE: the counts do not fill the image",
         ),
         (
             {"segmentation": {"size": [10, 20], "counts": [1.5, 198.5]}},
-            "broken RLE: the RLE's counts are no integers",
+            "broken RLE: the counts are not integers",
         ),
         (
             {"segmentation": {"size": [10, 20], "counts": [2**70]}},
-            "broken RLE: the RLE's counts are no integers",
+            "broken RLE: the counts are not integers",
         ),
-        ({"segmentation": {"size": [10, 20]}}, "broken RLE: the RLE's counts are no integers"),
+        ({"segmentation": {"size": [10, 20]}}, "broken RLE: the counts are not integers"),
         (
             {"segmentation": {"size": [10, 20], "counts": "o"}},
-            "broken RLE: the RLE string is broken",
+            "broken RLE: the string is not valid",
         ),
         ({"category_id": 77}, "unknown category id"),
         ({"image_id": 77}, "unknown image id"),
     ],
 )
-def test_faulty_instances_are_left_out(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+def test_faulty_instances_are_dropped(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     data = read(tmp_path, document({}, change, {}))
     assert len(data.instances[0]) == 2
     assert data.report.dropped == (Finding(reason, 1, (101,)),)
@@ -176,15 +179,15 @@ def test_report_counts_and_gives_examples(tmp_path: Path) -> None:
     bad = {"bbox": [2, 3, 0, 4]}
     data = read(tmp_path, document(*[bad] * 8, {"segmentation": []}, *[{}] * 10))
     assert str(data.report).splitlines() == [
-        "left out: 8 x box of no area (annotation 100, 101, 102, 103, 104, ...)",
-        "left out: 1 x no mask (annotation 108)",
+        "dropped: 8 x box of no area (annotation 100, 101, 102, 103, 104, ...)",
+        "dropped: 1 x no mask (annotation 108)",
     ]
 
 
-def test_what_is_put_right(tmp_path: Path) -> None:
+def test_repaired_instances(tmp_path: Path) -> None:
     content = document(
         {"bbox": [-5, 3, 10, 90]},  # to 0, 3, 5, 10
-        {"bbox": [2, 3, 18.5, 4]},  # half a pixel too long: rounding, not worth a word
+        {"bbox": [2, 3, 18.5, 4]},  # half a pixel too long: rounding, not reported
         {"segmentation": [SQUARE, [1, 1, 2, 2]]},
         {"segmentation": rle(True)},
         {},
@@ -209,16 +212,18 @@ def test_what_is_put_right(tmp_path: Path) -> None:
         ("", "not JSON: Expecting value at line 1, column 1"),
         ('{"images": [],\n "annotations": [}', "at line 2, column 18"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "holds a JSON list, not an object"),
+        ("[]", "contains a JSON list, not an object"),
         ("{}", "images is missing; annotations is missing; categories is missing"),
-        ('{"images": {}, "annotations": [], "categories": []}', "images is no list"),
+        ('{"images": {}, "annotations": [], "categories": []}', "images is not a list"),
     ],
 )
-def test_files_that_are_no_annotations(tmp_path: Path, text: str, message: str) -> None:
+def test_files_that_are_not_annotations_are_rejected(
+    tmp_path: Path, text: str, message: str
+) -> None:
     assert message in str(faults_of(tmp_path, text))
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_invalid_bytes_and_missing_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "annotations.json"
     path.write_bytes(b'{"images": "\xff\xfe\xfa"}')
     with pytest.raises(AnnotationError, match="not JSON"):
@@ -227,7 +232,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         read_coco(tmp_path / "none.json")
 
 
-def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     content = document(*[{} for _ in range(9)])
     images, annotations, categories = (
         content[name] for name in ("images", "annotations", "categories")
@@ -243,14 +248,14 @@ def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:
     expected = {
         "entries of images whose 'id' is not an integer: 1 (position 3)",
         "entries of images whose 'width' is not an integer: 1 (position 5)",
-        "entries of images that are no objects: 1 (position 6)",
+        "entries of images that are not objects: 1 (position 6)",
         "entries of annotations without 'category_id': 2 (position 3, 4)",
         "images without width or height: 1 (image 7)",
-        "ids that occur twice in images: 1 (id 5)",
-        "ids that occur twice in annotations: 1 (id 100)",
-        "ids that occur twice in categories: 1 (id 2)",
-        "ids below 0 in categories: 1 (id -1)",
-        "names that occur twice in categories: 1 (name cat)",
+        "duplicate ids in images: 1 (id 5)",
+        "duplicate ids in annotations: 1 (id 100)",
+        "duplicate ids in categories: 1 (id 2)",
+        "negative ids in categories: 1 (id -1)",
+        "duplicate names in categories: 1 (name cat)",
     }
     before = copy.deepcopy(content)
     error = faults_of(tmp_path, content)
@@ -260,7 +265,7 @@ def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:
     assert all(fault in str(error) for fault in error.faults)
 
 
-def test_images_need_names_only_where_files_are_read(tmp_path: Path) -> None:
+def test_file_names_are_needed_only_with_an_image_folder(tmp_path: Path) -> None:
     content = document({})
     del content["images"][0]["file_name"]
     assert len(read(tmp_path, content).images) == 2
@@ -269,16 +274,16 @@ def test_images_need_names_only_where_files_are_read(tmp_path: Path) -> None:
     assert "entries of images without 'file_name': 1 (position 0)" in faults
 
 
-def test_empty_lists(tmp_path: Path) -> None:
+def test_empty_lists_are_rejected(tmp_path: Path) -> None:
     content = {"images": [], "annotations": [], "categories": []}
     assert faults_of(tmp_path, content).faults == ("images is empty", "categories is empty")
 
 
 @pytest.mark.parametrize("key", ["image_id", "category_id"])
-def test_a_file_whose_annotations_belong_elsewhere(tmp_path: Path, key: str) -> None:
+def test_file_with_mostly_unknown_ids_is_rejected(tmp_path: Path, key: str) -> None:
     half = document(*[{key: 77}] * 4, *[{}] * 4)
     assert read(tmp_path, half).report.dropped[0].count == 4
     most = document(*[{key: 77}] * 5, *[{}] * 4)
     (fault,) = faults_of(tmp_path, most).faults
-    expected = f"of 9 annotations, those with an unknown {key}: 5 (annotation 100, 101"
+    expected = f"annotations (of 9) with an unknown {key}: 5 (annotation 100, 101"
     assert fault.startswith(expected)

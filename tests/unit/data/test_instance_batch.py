@@ -11,10 +11,10 @@ from pycocotools import mask as coco_mask
 from meinst.data.instance_batch import BatchReader, InstanceBatch
 from meinst.ops.rasterize import rasterize_polygons, sample_bitmaps
 
-SIZES = {7: (40, 30), 5: (20, 10), 6: (25, 25)}  # width and height by image id
+SIZES = {7: (30, 40), 5: (10, 20), 6: (25, 25)}  # height and width by image id
 CATEGORIES = [2, 4, 9]
 SQUARE = [2.0, 3.0, 8.0, 3.0, 8.0, 7.0, 2.0, 7.0]
-NOT_NUMBERS = "polygon that is no list of finite numbers"
+NOT_NUMBERS = "polygon that is not a list of finite numbers"
 NOT_FOUR = "box that is not four finite numbers"
 
 
@@ -30,7 +30,7 @@ def entry(number: int, **changes: Any) -> dict[str, Any]:
     return plain | changes
 
 
-def reader() -> BatchReader:
+def new_reader() -> BatchReader:
     return BatchReader(SIZES, CATEGORIES)
 
 
@@ -43,25 +43,25 @@ def rle(mask: np.ndarray, compressed: bool) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
 
 
-def drawn_entries(count: int = 60, seed: int = 0) -> list[dict[str, Any]]:
-    """Instances of all shapes; some are at fault and some are put right."""
+def random_entries(count: int = 60, seed: int = 0) -> list[dict[str, Any]]:
+    """Instances of all shapes, some to be dropped and some to be repaired."""
     rng = np.random.default_rng(seed)
     entries = []
     for number in range(100, 100 + count):
         image = int(rng.choice(list(SIZES)))
-        width, height = SIZES[image]
+        height, width = SIZES[image]
         x, y = rng.uniform(0, [width - 8, height - 8])
         w, h = rng.uniform(4, 8, 2)
         box = [x, y, w, h]
         shape: Any
-        kind = rng.integers(6)
-        if kind < 3:  # one to three parts
-            parts = rng.uniform([x, y], [x + w, y + h], (kind + 1, int(rng.integers(3, 7)), 2))
+        variant = rng.integers(6)
+        if variant < 3:  # one to three parts
+            parts = rng.uniform([x, y], [x + w, y + h], (variant + 1, int(rng.integers(3, 7)), 2))
             shape = [part.flatten().tolist() for part in parts]
-        elif kind < 5:
+        elif variant < 5:
             mask = np.zeros((height, width), dtype=bool)
             mask[int(y) : int(y + h), int(x) : int(x + w)] = True
-            shape = rle(mask, bool(kind == 3))
+            shape = rle(mask, bool(variant == 3))
         else:
             shape = [[round(value) for value in (x, y, x + w, y, x + w, y + h)]]  # integers
         changes: dict[str, Any] = {"image_id": image, "bbox": box, "segmentation": shape}
@@ -79,7 +79,7 @@ def drawn_entries(count: int = 60, seed: int = 0) -> list[dict[str, Any]]:
         elif odd == 4:
             changes["bbox"] = [x, y, w + 90, h]
         entries.append(entry(number, **changes))
-    found: list[dict[str, Any]] = json.loads(json.dumps(entries))  # numbers as a file gives them
+    found: list[dict[str, Any]] = json.loads(json.dumps(entries))  # numbers as in a file
     return found
 
 
@@ -89,39 +89,39 @@ def assert_same(left: InstanceBatch, right: InstanceBatch) -> None:
         assert getattr(left, name).dtype == getattr(right, name).dtype
     np.testing.assert_array_equal(left.instance_starts, right.instance_starts)
     assert list(left.bitmaps) == list(right.bitmaps)
-    for mine, theirs in zip(left.bitmaps.values(), right.bitmaps.values(), strict=True):
-        assert (mine.box, mine.image_size, mine.area) == (
-            theirs.box,
-            theirs.image_size,
-            theirs.area,
+    for actual, expected in zip(left.bitmaps.values(), right.bitmaps.values(), strict=True):
+        assert (actual.box, actual.image_size, actual.area) == (
+            expected.box,
+            expected.image_size,
+            expected.area,
         )
-        np.testing.assert_array_equal(mine.counts, theirs.counts)
+        np.testing.assert_array_equal(actual.counts, expected.counts)
 
 
 def test_no_annotations() -> None:
-    one = reader()
-    batch = one.read([])
+    reader = new_reader()
+    batch = reader.read([])
     assert len(batch) == 0
     assert batch.boxes.shape == (0, 4)
     assert batch.part_starts.tolist() == batch.instance_starts.tolist() == [0]
     assert batch.masks(7).shape == (0, 7, 7)
     assert len(batch.select(np.zeros(0, dtype=np.bool_))) == 0
-    assert one.dropped.ids == one.repaired.ids == {}
+    assert reader.dropped.ids == reader.repaired.ids == {}
 
 
-def test_all_left_out() -> None:
-    one = reader()
-    batch = one.read([entry(1, bbox=[0, 0, 0, 0]), entry(2, segmentation=None)])
+def test_all_instances_dropped() -> None:
+    reader = new_reader()
+    batch = reader.read([entry(1, bbox=[0, 0, 0, 0]), entry(2, segmentation=None)])
     assert len(batch) == 0
     assert batch.masks(7).shape == (0, 7, 7)
-    assert one.dropped.ids == {"box of no area": [1], "no mask": [2]}
+    assert reader.dropped.ids == {"box of no area": [1], "no mask": [2]}
 
 
 def test_arrays_by_hand() -> None:
     triangle = [0, 0, 4, 0, 4, 4]
     filled = np.zeros((25, 25), dtype=bool)
     filled[5:9, 10:16] = True
-    batch = reader().read(
+    batch = new_reader().read(
         [
             entry(1, segmentation=[SQUARE, triangle], category_id=4, bbox=[0, 0, 8, 7]),
             entry(2, image_id=6, segmentation=rle(filled, True), bbox=[10, 5, 6, 4], iscrowd=1),
@@ -129,7 +129,7 @@ def test_arrays_by_hand() -> None:
         ]
     )
     assert len(batch) == 3
-    assert batch.images.tolist() == [1, 2, 0]  # places in the file, not ids
+    assert batch.images.tolist() == [1, 2, 0]  # positions in the file, not ids
     assert batch.labels.tolist() == [1, 2, 0]
     assert batch.boxes.tolist() == [[0, 0, 8, 7], [10, 5, 16, 9], [0, 0, 4, 4]]
     assert batch.crowd.tolist() == [False, True, False]
@@ -142,8 +142,8 @@ def test_arrays_by_hand() -> None:
     assert batch.masks(4)[1].tolist() == [[1] * 4] * 4
 
 
-def test_masks_as_one_by_one() -> None:
-    batch = reader().read(drawn_entries())
+def test_masks_equal_those_of_single_instances() -> None:
+    batch = new_reader().read(random_entries())
     masks = batch.masks(9)
     assert len(batch) > 40
     assert 5 < len(batch.bitmaps) < len(batch)
@@ -151,45 +151,48 @@ def test_masks_as_one_by_one() -> None:
         box = batch.boxes[n : n + 1]
         if n in batch.bitmaps:
             bitmap = batch.bitmaps[n]
-            wanted = sample_bitmaps(
+            expected = sample_bitmaps(
                 [bitmap.array()], np.array([bitmap.offset]), box, 9, np.array([bitmap.image_size])
             )
         else:
             parts = np.split(batch.coordinates, batch.part_starts[1:-1])
             own = parts[batch.instance_starts[n] : batch.instance_starts[n + 1]]
-            wanted = rasterize_polygons([own], box, 9)
-        np.testing.assert_array_equal(masks[n], wanted[0])
+            expected = rasterize_polygons([own], box, 9)
+        np.testing.assert_array_equal(masks[n], expected[0])
     assert masks.any(axis=(1, 2)).mean() > 0.9
 
 
-def test_all_at_once_as_one_by_one() -> None:
-    entries = drawn_entries()
+def test_batch_equals_single_annotations() -> None:
+    entries = random_entries()
     before = copy.deepcopy(entries)
-    together, apart = reader(), reader()
+    together, apart = new_reader(), new_reader()
     whole = together.read(entries)
     assert entries == before
-    singles = [apart.read([one]) for one in entries]
+    singles = [apart.read([single]) for single in entries]
     kept = [single for single in singles if len(single)]
     assert len(kept) == len(whole) < len(entries)
     for n, single in enumerate(kept):
         assert_same(whole.select(np.arange(len(whole)) == n), single)
-    for mine, theirs in ((together.dropped, apart.dropped), (together.repaired, apart.repaired)):
-        assert mine.ids == theirs.ids
-        assert mine.ids
+    for actual, expected in (
+        (together.dropped, apart.dropped),
+        (together.repaired, apart.repaired),
+    ):
+        assert actual.ids == expected.ids
+        assert actual.ids
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_chosen_instances_as_if_there_were_no_others(seed: int) -> None:
+def test_selected_instances_equal_a_batch_of_their_own(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    entries = [one for one in drawn_entries() if len(reader().read([one]))]
-    whole = reader().read(entries)
+    entries = [e for e in random_entries() if len(new_reader().read([e]))]
+    whole = new_reader().read(entries)
     assert len(whole) == len(entries)
     masks = whole.masks(6)
     for share in (0.0, 0.1, 0.5, 1.0):
         keep = rng.random(len(entries)) < share
         chosen = whole.select(keep)
-        wanted = reader().read([one for one, kept in zip(entries, keep, strict=True) if kept])
-        assert_same(chosen, wanted)
+        expected = new_reader().read([e for e, kept in zip(entries, keep, strict=True) if kept])
+        assert_same(chosen, expected)
         np.testing.assert_array_equal(chosen.masks(6), masks[keep])
 
 
@@ -197,8 +200,8 @@ def square_with(value: object) -> list[object]:
     return [[*SQUARE[:5], value, *SQUARE[6:]]]
 
 
-# Values that JSON can hold in the place of a number.
-NO_NUMBERS: dict[str, object] = {
+# Values that JSON may contain in place of a number.
+NOT_A_NUMBER: dict[str, object] = {
     "a string": "seven",
     "a number in quotes": "7.0",
     "null": None,
@@ -211,24 +214,24 @@ NO_NUMBERS: dict[str, object] = {
     "an endless integer": 10**400,
 }
 
-# What is wrong with an annotation, and the reason that the report gives.
+# Faults of an annotation, and the reported reason.
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"{name} in a polygon": ({"segmentation": square_with(value)}, NOT_NUMBERS)
-        for name, value in NO_NUMBERS.items()
+        for name, value in NOT_A_NUMBER.items()
     },
     **{
         f"{name} in a box": ({"bbox": [2, value, 6, 4]}, NOT_FOUR)
-        for name, value in NO_NUMBERS.items()
+        for name, value in NOT_A_NUMBER.items()
     },
     **{
         f"{name} for a part": ({"segmentation": [SQUARE, value]}, NOT_NUMBERS)
-        for name, value in NO_NUMBERS.items()
+        for name, value in NOT_A_NUMBER.items()
         if name not in ("a list", "an empty list")
     },
     **{
         f"{name} for a box": ({"bbox": value}, NOT_FOUR)
-        for name, value in NO_NUMBERS.items()
+        for name, value in NOT_A_NUMBER.items()
         if name != "null"
     },
     "NaN first": ({"segmentation": [[float("nan"), *SQUARE[1:]]]}, NOT_NUMBERS),
@@ -266,47 +269,47 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "an empty RLE": ({"segmentation": {"size": [10, 20], "counts": [200]}}, "mask of no area"),
     "an RLE that overruns": (
         {"segmentation": {"size": [10, 20], "counts": [50, 10, 141]}},
-        "broken RLE: the RLE's counts do not fill its image",
+        "broken RLE: the counts do not fill the image",
     ),
     "an RLE that ends early": (
         {"segmentation": {"size": [10, 20], "counts": [50, 10]}},
-        "broken RLE: the RLE's counts do not fill its image",
+        "broken RLE: the counts do not fill the image",
     ),
     "an RLE that goes back": (
         {"segmentation": {"size": [10, 20], "counts": [60, -10, 150]}},
-        "broken RLE: the RLE's counts do not fill its image",
+        "broken RLE: the counts do not fill the image",
     ),
     "an RLE that wraps around": (
         {"segmentation": {"size": [10, 20], "counts": [2**62, 2**62, 2**62, 2**62 + 200]}},
-        "broken RLE: the RLE's counts do not fill its image",
+        "broken RLE: the counts do not fill the image",
     ),
     "an RLE of endless runs": (
         {"segmentation": {"size": [10, 20], "counts": [10**400]}},
-        "broken RLE: the RLE's counts are no integers",
+        "broken RLE: the counts are not integers",
     ),
     "an RLE of halves": (
         {"segmentation": {"size": [10, 20], "counts": [99.5, 100.5]}},
-        "broken RLE: the RLE's counts are no integers",
+        "broken RLE: the counts are not integers",
     ),
     "an RLE without counts": (
         {"segmentation": {"size": [10, 20]}},
-        "broken RLE: the RLE's counts are no integers",
+        "broken RLE: the counts are not integers",
     ),
     "a compressed RLE that overruns": (
         {"segmentation": {"size": [10, 20], "counts": "oo0"}},
-        "broken RLE: the RLE's counts do not fill its image",
+        "broken RLE: the counts do not fill the image",
     ),
     "a compressed RLE that ends in a number": (
         {"segmentation": {"size": [10, 20], "counts": "oo"}},
-        "broken RLE: the RLE string is broken",
+        "broken RLE: the string is not valid",
     ),
     "a compressed RLE of no letters": (
         {"segmentation": {"size": [10, 20], "counts": ""}},
-        "broken RLE: the RLE string is broken",
+        "broken RLE: the string is not valid",
     ),
     "a compressed RLE in another script": (
         {"segmentation": {"size": [10, 20], "counts": "маска"}},
-        "broken RLE: the RLE string is broken",
+        "broken RLE: the string is not valid",
     ),
     "another image": ({"image_id": 77}, "unknown image id"),
     "another category": ({"category_id": 77}, "unknown category id"),
@@ -314,56 +317,56 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_one_bad_apple_spoils_nothing(name: str) -> None:
+def test_faulty_annotation_does_not_affect_others(name: str) -> None:
     changes, reason = FAULTS[name]
-    entries = drawn_entries(30)
-    plain = reader()
-    wanted = plain.read(entries)
+    entries = random_entries(30)
+    plain = new_reader()
+    expected = plain.read(entries)
     assert plain.dropped.ids.keys() >= {"mask of no area", "box of no area"}
     for place in (0, 13, 30):
-        one = reader()
-        apple = entry(999, **copy.deepcopy(changes))
-        batch = one.read([*entries[:place], apple, *entries[place:]])
-        assert_same(batch, wanted)
-        assert one.repaired.ids == plain.repaired.ids
-        ids = {key: [i for i in found if i != 999] for key, found in one.dropped.ids.items()}
+        reader = new_reader()
+        faulty = entry(999, **copy.deepcopy(changes))
+        batch = reader.read([*entries[:place], faulty, *entries[place:]])
+        assert_same(batch, expected)
+        assert reader.repaired.ids == plain.repaired.ids
+        ids = {key: [i for i in found if i != 999] for key, found in reader.dropped.ids.items()}
         assert {key: found for key, found in ids.items() if found} == plain.dropped.ids
-        assert [key for key, found in one.dropped.ids.items() if 999 in found] == [reason]
-    alone = reader()
-    assert len(alone.read([apple])) == 0
+        assert [key for key, found in reader.dropped.ids.items() if 999 in found] == [reason]
+    alone = new_reader()
+    assert len(alone.read([faulty])) == 0
     assert alone.dropped.ids == {reason: [999]}
 
 
-def test_many_bad_apples() -> None:
-    one = reader()
+def test_many_faulty_annotations() -> None:
+    reader = new_reader()
     entries = [entry(n, **changes) for n, (changes, _) in enumerate(FAULTS.values())]
-    batch = one.read([entry(500), *entries, entry(501)])
+    batch = reader.read([entry(500), *entries, entry(501)])
     assert len(batch) == 2
-    found = {n: reason for reason, ids in one.dropped.ids.items() for n in ids}
+    found = {n: reason for reason, ids in reader.dropped.ids.items() for n in ids}
     assert found == {n: reason for n, (_, reason) in enumerate(FAULTS.values())}
-    # The reasons in the order of their first annotations, each with its ids in the file's order.
-    firsts = [ids[0] for ids in one.dropped.ids.values()]
+    # Reasons are in the order of their first annotations, ids in the order of the file.
+    firsts = [ids[0] for ids in reader.dropped.ids.values()]
     assert firsts == sorted(firsts)
-    assert all(ids == sorted(ids) for ids in one.dropped.ids.values())
+    assert all(ids == sorted(ids) for ids in reader.dropped.ids.values())
 
 
 def test_an_annotation_has_one_reason() -> None:
-    one = reader()
+    reader = new_reader()
     wrong = {"image_id": 77, "bbox": [0, 0, 0, 0], "segmentation": None}
-    one.read([entry(1, **wrong), entry(2, **{**wrong, "image_id": 5})])
-    assert one.dropped.ids == {"unknown image id": [1], "no mask": [2]}
+    reader.read([entry(1, **wrong), entry(2, **{**wrong, "image_id": 5})])
+    assert reader.dropped.ids == {"unknown image id": [1], "no mask": [2]}
 
 
-def test_what_is_put_right_and_told_of() -> None:
-    one = reader()
-    batch = one.read(
+def test_repaired_instances_are_recorded() -> None:
+    reader = new_reader()
+    batch = reader.read(
         [
             entry(1, bbox=None),
             entry(2, bbox=[-3, 3, 11, 4]),
             entry(3, segmentation=[[1, 1], SQUARE, [1, 2, 3, 4, 5, 6, 7]]),
             entry(4, bbox=[1.5, 3, 19, 4]),  # half a pixel too long is rounding
             {key: value for key, value in entry(5).items() if key not in ("bbox", "iscrowd")},
-            entry(6, bbox=None, segmentation=[SQUARE, [1.0]], image_id=77),  # left out, not both
+            entry(6, bbox=None, segmentation=[SQUARE, [1.0]], image_id=77),  # dropped only
         ]
     )
     assert batch.boxes.tolist() == [
@@ -374,37 +377,39 @@ def test_what_is_put_right_and_told_of() -> None:
         [2, 3, 8, 7],
     ]
     assert np.diff(batch.instance_starts).tolist() == [1] * 5
-    assert one.repaired.ids == {
+    assert reader.repaired.ids == {
         "missing box taken from the mask": [1, 5],
         "box clipped to the image": [2],
         "polygon part of fewer than three points ignored": [3],
     }
-    assert one.dropped.ids == {"unknown image id": [6]}
+    assert reader.dropped.ids == {"unknown image id": [6]}
 
 
-def test_notes_grow_from_batch_to_batch() -> None:
-    one = reader()
+def test_records_accumulate_over_batches() -> None:
+    reader = new_reader()
     for first in (10, 20):
-        one.read([entry(first, bbox=[0, 0, 0, 0]), entry(first + 1), entry(first + 2, bbox=None)])
-    assert one.dropped.ids == {"box of no area": [10, 20]}
-    assert one.repaired.ids == {"missing box taken from the mask": [12, 22]}
+        reader.read(
+            [entry(first, bbox=[0, 0, 0, 0]), entry(first + 1), entry(first + 2, bbox=None)]
+        )
+    assert reader.dropped.ids == {"box of no area": [10, 20]}
+    assert reader.repaired.ids == {"missing box taken from the mask": [12, 22]}
 
 
 @pytest.mark.parametrize("far", [2.0**33, 1e18, 1e300, 1.7e308])
-def test_absurd_but_finite_coordinates(far: float) -> None:
-    # A spike that leaves the box: in it the mask is what it was (pytest fails on any warning).
+def test_huge_but_finite_coordinates(far: float) -> None:
+    # A spike that leaves the box (pytest fails on any warning).
     spiked = [[*SQUARE[:4], far, 5.0, *SQUARE[4:]]]
-    batch = reader().read([entry(1), entry(2, segmentation=spiked)])
+    batch = new_reader().read([entry(1), entry(2, segmentation=spiked)])
     assert len(batch) == 2
     masks = batch.masks(12)
     assert masks[0].all()
     assert masks[1].any()
-    gone = reader()
+    gone = new_reader()
     gone.read([entry(1, segmentation=[[far, far, far, -far, -far, far]], bbox=[2, 3, 6, far])])
     assert set(gone.dropped.ids) <= {"mask of no area"}
 
 
-def test_a_file_without_images_or_categories() -> None:
-    one = BatchReader({}, [])
-    assert len(one.read([entry(1), entry(2)])) == 0
-    assert one.dropped.ids == {"unknown image id": [1, 2]}
+def test_file_without_images_or_categories() -> None:
+    reader = BatchReader({}, [])
+    assert len(reader.read([entry(1), entry(2)])) == 0
+    assert reader.dropped.ids == {"unknown image id": [1, 2]}

@@ -15,15 +15,15 @@ from meinst.data.instance_batch import InstanceBatch
 from meinst.data.mask_stream import MaskFilter, MaskStream
 
 if TYPE_CHECKING:
-    from conftest import DrawnData
+    from conftest import SyntheticData
 
 ALL = MaskFilter(exclude_crowd=False)
 
 
 @pytest.fixture
-def mixed_up(drawn_data: DrawnData, tmp_path: Path) -> Path:
-    """The drawn data set with its annotations in no order, and two of them at fault."""
-    content = drawn_data.content()
+def shuffled(synthetic_data: SyntheticData, tmp_path: Path) -> Path:
+    """The synthetic data set with shuffled annotations and two faulty ones."""
+    content = synthetic_data.content()
     annotations = content["annotations"]
     annotations.append({**annotations[0], "id": 101, "bbox": [3, 3, 0, 9]})
     annotations.append({**annotations[1], "id": 102, "bbox": None})
@@ -42,7 +42,7 @@ def stream_of(
 
 
 def squares(*boxes: list[float]) -> dict[str, Any]:
-    """A document of full boxes in an image of 100 x 100 pixels."""
+    """A document of filled boxes in an image of 100 x 100 pixels."""
     annotations = [
         {
             "id": n,
@@ -68,14 +68,14 @@ def test_no_annotations() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 4096])
-def test_the_masks_that_read_coco_gives(
-    size: int, mixed_up: Path, monkeypatch: pytest.MonkeyPatch
+def test_masks_equal_those_of_read_coco(
+    size: int, shuffled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mask_stream, "_BATCH", size)
-    data = read_coco(mixed_up)
-    stream = stream_of(mixed_up, ALL)
+    data = read_coco(shuffled)
+    stream = stream_of(shuffled, ALL)
     batches = list(stream)
-    assert len(batches) == -(-12 // size)  # of ten drawn instances and the two added
+    assert len(batches) == -(-12 // size)  # of ten synthetic instances and the two added
     assert stream.class_names == data.class_names == ("disc", "box", "star")
     images = np.concatenate([batch.images for batch in batches])
     masks = np.concatenate([batch.masks(9) for batch in batches])
@@ -87,15 +87,14 @@ def test_the_masks_that_read_coco_gives(
         np.testing.assert_array_equal(masks[rows], instances.masks(9))
         np.testing.assert_array_equal(labels[rows], instances.labels)
         np.testing.assert_array_equal(crowd[rows], instances.crowd)
-    report, wanted = stream.report, data.report
-    assert report == wanted
-    assert report.dropped_ids == {101}
-    assert report.repaired[0].examples == (102,)
+    assert stream.report == data.report
+    assert [finding.examples for finding in stream.report.dropped] == [(101,)]
+    assert stream.report.repaired[0].examples == (102,)
 
 
-def test_the_report_grows_with_the_batches(mixed_up: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_grows_with_the_batches(shuffled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask_stream, "_BATCH", 3)
-    stream = stream_of(mixed_up)
+    stream = stream_of(shuffled)
     assert str(stream.report) == ""
     counts = [len(str(stream.report).splitlines()) for _ in stream]
     assert counts == sorted(counts)
@@ -103,19 +102,19 @@ def test_the_report_grows_with_the_batches(mixed_up: Path, monkeypatch: pytest.M
     assert counts[0] < 2
 
 
-def test_the_document_stays(drawn_data: DrawnData) -> None:
-    document = drawn_data.content()
+def test_document_is_not_changed(synthetic_data: SyntheticData) -> None:
+    document = synthetic_data.content()
     before = copy.deepcopy(document)
     for batch in MaskStream(document, MaskFilter(min_size=20)):
         batch.masks(7)
     assert document == before
 
 
-# What counts
+# Filters
 
 
-def test_crowds_are_left_out_unless_wanted(drawn_data: DrawnData) -> None:
-    document = drawn_data.content()
+def test_crowds_are_excluded_by_default(synthetic_data: SyntheticData) -> None:
+    document = synthetic_data.content()
     (plain,) = MaskStream(document)
     (whole,) = MaskStream(document, ALL)
     assert (len(plain), len(whole)) == (9, 10)
@@ -123,39 +122,39 @@ def test_crowds_are_left_out_unless_wanted(drawn_data: DrawnData) -> None:
     np.testing.assert_array_equal(plain.masks(8), whole.masks(8)[~whole.crowd])
 
 
-def test_small_ones_by_their_shorter_side() -> None:
+def test_min_size_limits_the_shorter_side() -> None:
     document = squares([0, 0, 9, 9], [0, 0, 9, 4.9], [0, 0, 5, 5], [0, 0, 4.9, 60], [96, 0, 9, 9])
-    # The last one reaches out of the image: 4 pixels of it are left.
+    # The last box exceeds the image: 4 pixels of it remain.
     (batch,) = MaskStream(document, MaskFilter(min_size=5))
     np.testing.assert_array_equal(batch.boxes, [[0, 0, 9, 9], [0, 0, 5, 5]])
     stream = MaskStream(document, MaskFilter(min_size=60))
     (batch,) = stream
     assert len(batch) == 0
     assert batch.masks(6).shape == (0, 6, 6)
-    # The filter's choice is no fault of the file.
+    # Filtered instances are not reported.
     assert stream.report.dropped == ()
 
 
 # Shares
 
 
-def numbers(batches: list[InstanceBatch]) -> list[float]:
-    """The instances of :func:`squares` by their left sides."""
+def left_sides(batches: list[InstanceBatch]) -> list[float]:
+    """Left sides of the boxes of :func:`squares`."""
     return [x for batch in batches for x in batch.boxes[:, 0].tolist()]
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 7, 20])
-def test_shares_are_the_whole_once(shares: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_cover_the_file_once(shares: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask_stream, "_BATCH", 4)
     document = squares(*([x, 0, 9, 9] for x in range(30)))
     parts = [list(MaskStream(document, share=(k, shares))) for k in range(shares)]
     # Every n-th batch of 4, from the k-th on; the last batch has 2.
     for k, part in enumerate(parts):
         assert [len(batch) for batch in part] == [4, 4, 4, 4, 4, 4, 4, 2][k::shares]
-    assert sorted(x for part in parts for x in numbers(part)) == list(range(30))
+    assert sorted(x for part in parts for x in left_sides(part)) == list(range(30))
 
 
-def test_a_share_of_its_own_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_share_reports_its_own_instances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask_stream, "_BATCH", 2)
     document = squares(*([x, 0, x % 3, 9] for x in range(12)))
     reports = []
@@ -163,5 +162,5 @@ def test_a_share_of_its_own_report(monkeypatch: pytest.MonkeyPatch) -> None:
         stream = MaskStream(document, share=(k, 2))
         for _ in stream:
             pass
-        reports.append(stream.report.dropped_ids)
+        reports.append({i for each in stream.report.dropped for i in each.examples})
     assert reports == [{0, 9}, {3, 6}]

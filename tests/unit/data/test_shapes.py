@@ -92,8 +92,8 @@ def test_counts_must_fill_the_image(counts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "o", "1p", " 1", "é", "oooooooooo0", "1\n"])
-def test_broken_strings(text: str) -> None:
-    with pytest.raises(ValueError, match="RLE string"):
+def test_broken_strings_are_rejected(text: str) -> None:
+    with pytest.raises(ValueError, match="not valid"):
         read_counts(text)
 
 
@@ -103,7 +103,7 @@ def test_area_by_hand() -> None:
     assert polygon_area(()) == 0
     assert polygon_area((square,)) == 12
     assert polygon_area((square[::-1].reshape(-1, 2)[:, ::-1].reshape(-1), triangle)) == 14
-    bow_tie = np.array([0.0, 0, 2, 2, 2, 0, 0, 2])  # its halves cancel out, yet it shows
+    bow_tie = np.array([0.0, 0, 2, 2, 2, 0, 0, 2])  # its halves cancel out
     assert polygon_area((bow_tie,)) == 0
 
 
@@ -120,16 +120,16 @@ def test_clip_polygons_by_hand() -> None:
         assert shape_bounds((piece,)) == (1, 2, 4, 4)
 
 
-def test_clip_polygons_that_all_lie_outside() -> None:
+def test_clip_polygons_outside_the_window() -> None:
     square = np.array([0.0, 0, 4, 0, 4, 4, 0, 4])
     for window in ((5, 0, 9, 9), (-9, 0, -1, 9), (0, 5, 9, 9), (0, -9, 9, -1)):
         assert clip_polygons([(square,), (square, square)], window) == [(), ()]
 
 
-def test_clip_polygons_keeps_what_lies_inside() -> None:
+def test_clip_polygons_keeps_the_points_inside() -> None:
     rng = np.random.default_rng(3)
     polygons = []
-    for _ in range(40):  # stars: concave, and cut into several pieces by a window
+    for _ in range(40):  # stars: concave, so that a window may cut them into several pieces
         n = int(rng.integers(3, 16))
         angles = np.sort(rng.random(n)) * 2 * np.pi
         radii = rng.uniform(2, 30, n)
@@ -139,10 +139,10 @@ def test_clip_polygons_keeps_what_lies_inside() -> None:
     x1, y1, x2, y2 = window = (7.5, 3.25, 33.0, 41.0)
     clipped = clip_polygons(polygons, window)
     points = rng.uniform(-20, 60, (4000, 2))
-    shown = (points > (x1, y1)).all(1) & (points < (x2, y2)).all(1)
+    in_window = (points > (x1, y1)).all(1) & (points < (x2, y2)).all(1)
     found = 0
     for whole, pieces in zip(polygons, clipped, strict=True):
-        expected = inside(points, whole[0]) & shown
+        expected = inside(points, whole[0]) & in_window
         actual = inside(points, pieces[0]) if pieces else np.zeros(len(points), dtype=bool)
         np.testing.assert_array_equal(actual, expected)
         if pieces:
@@ -156,13 +156,13 @@ def test_clip_polygons_keeps_what_lies_inside() -> None:
 
 
 @pytest.mark.parametrize("turn", range(8))
-def test_bounds_of_what_goes_around_a_corner_of_the_window(turn: int) -> None:
-    def turned(points: np.ndarray) -> np.ndarray:  # about the window's middle
+def test_bounds_of_polygons_around_a_corner_of_the_window(turn: int) -> None:
+    def turned(points: np.ndarray) -> np.ndarray:  # about the centre of the window
         points = points - 200.0
         points = points[:, ::-1] if turn & 1 else points
         return 200 + points * (-1 if turn & 2 else 1, -1 if turn & 4 else 1)
 
-    # An angle, of which the window 100..300 shows the end of one arm: 100..140 by 200..220.
+    # An L shape; the window 100..300 contains only the end of one arm: 100..140 by 200..220.
     angle = [(60, 60), (260, 60), (260, 90), (90, 90), (90, 200), (140, 200), (140, 220), (60, 220)]
     expected = turned(np.array([(100.0, 200), (140, 220)]))
     (pieces,) = clip_polygons([(turned(np.array(angle)).reshape(-1),)], (100, 100, 300, 300))
@@ -174,10 +174,10 @@ def test_bounds_of_what_goes_around_a_corner_of_the_window(turn: int) -> None:
     assert polygon_area(pieces) == 200 * 200
 
 
-def test_masks_of_both_kinds_in_their_places() -> None:
+def test_masks_of_polygons_and_bitmaps_keep_their_order() -> None:
     mask = np.zeros((20, 20), dtype=np.uint8)
     mask[5:15, 2:12] = 1
-    mask[5:10, 2:7] = 0  # a quarter of the box is missing, at its upper left
+    mask[5:10, 2:7] = 0  # the upper left quarter of the box is missing
     bitmap = bitmap_from_counts(np.array(counts_of(mask)), 20, 20)
     assert isinstance(bitmap, Bitmap)
     outline = np.array([7.0, 5, 12, 5, 12, 15, 2, 15, 2, 10, 7, 10])
@@ -189,5 +189,5 @@ def test_masks_of_both_kinds_in_their_places() -> None:
     result = instances.masks(10)
     np.testing.assert_array_equal(result[1], expected)
     np.testing.assert_array_equal(result[0], result[2])
-    assert (result[0] != expected).mean() < 0.1  # COCO's rule for outlines shifts them a little
+    assert (result[0] != expected).mean() < 0.1  # COCO's rasteriser shifts outlines a little
     np.testing.assert_array_equal(instances.select(np.array([2, 1])).masks(10), result[[2, 1]])

@@ -12,7 +12,7 @@ from meinst.data.shapes import Instances, bitmap_from_counts
 from meinst.data.transforms import (
     AugmentOptions,
     Geometry,
-    InputOptions,
+    ResizeOptions,
     jitter_color,
     resample,
     resize_image,
@@ -34,9 +34,9 @@ def whole(height: int, width: int, size: tuple[int, int] | None = None, **turns:
     return Geometry((0.0, 0.0, float(width), float(height)), size or (height, width), **turns)
 
 
-def to_instance(mask: np.ndarray, box: tuple[float, ...], kind: str) -> Instances:
+def to_instance(mask: np.ndarray, box: tuple[float, ...], form: str) -> Instances:
     """One instance of a full-size mask: its bitmap, or the outlines of its columns."""
-    if kind == "bitmap":
+    if form == "bitmap":
         padded = np.concatenate(([0], mask.T.reshape(-1), [0])).astype(int)
         changes = np.flatnonzero(np.diff(padded))
         counts = np.diff(np.concatenate(([0], changes, [mask.size])))
@@ -54,13 +54,13 @@ def blob(height: int = 90, width: int = 120) -> tuple[np.ndarray, tuple[float, .
     """A lopsided blob without holes, each column in one piece."""
     y, x = np.mgrid[:height, :width] + 0.5
     mask = ((x - 50) / 35) ** 2 + ((y - 45) / 25) ** 2 < 1
-    mask &= y > 40 - 0.5 * (x - 40)  # its upper left is cut off obliquely
+    mask &= y > 40 - 0.5 * (x - 40)  # cut off the upper left
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return mask, (columns[0], rows[0], columns[-1] + 1.0, rows[-1] + 1.0)
 
 
 def paste(target: Target, height: int, width: int) -> np.ndarray:
-    """``(G, H, W)`` bool: what the targets say of each pixel's centre, by nearest neighbour."""
+    """``(G, H, W)`` bool: target masks at pixel centres, by nearest neighbour."""
     size = target.masks.shape[-1]
     result = np.zeros((len(target.labels), height, width), dtype=bool)
     for g, (x1, y1, x2, y2) in enumerate(target.boxes.tolist()):
@@ -79,7 +79,7 @@ def paste(target: Target, height: int, width: int) -> np.ndarray:
         (400, 1000, 800, 1333, (533, 1333)),  # 2000 > 1333, so 800 * 1333 / 2000 = 533.2
         (500, 500, 512, 1333, (512, 512)),
         (300, 400, 480, 480, (360, 480)),  # 640 > 480, so 480 * 480 / 640 = 360
-        (1, 1000, 480, 480, (1, 480)),  # 0.48, but no image vanishes
+        (1, 1000, 480, 480, (1, 480)),  # 0.48, but at least 1 pixel
         (427, 640, 800, 1333, (800, 1199)),  # 640 * 800 / 427 = 1199.06
         (3, 2, 5, 100, (8, 5)),  # 7.5 is rounded up
     ],
@@ -87,7 +87,7 @@ def paste(target: Target, height: int, width: int) -> np.ndarray:
 def test_resized_size(
     height: int, width: int, shorter: int, longer: int, expected: tuple[int, int]
 ) -> None:
-    assert resized_size(height, width, InputOptions(shorter, longer)) == expected
+    assert resized_size(height, width, ResizeOptions(shorter, longer)) == expected
 
 
 def test_identity_is_an_exact_copy() -> None:
@@ -95,7 +95,7 @@ def test_identity_is_an_exact_copy() -> None:
     before = image.copy()
     for result in (
         whole(30, 40).image(image),
-        resize_image(image, InputOptions(30, 40)),
+        resize_image(image, ResizeOptions(30, 40)),
         resample(image, (30, 40)),
     ):
         np.testing.assert_array_equal(result, before)
@@ -106,11 +106,11 @@ def test_identity_is_an_exact_copy() -> None:
     np.testing.assert_array_equal(image, before)
 
 
-def test_resampling_is_pillows() -> None:
+def test_resampling_equals_pillow() -> None:
     image = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     expected = Image.fromarray(image).resize((100, 75), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(resize_image(image, InputOptions(75, 100)), np.array(expected))
-    # Of a window with fractions: the same as cutting the resized image, where borders are far.
+    np.testing.assert_array_equal(resize_image(image, ResizeOptions(75, 100)), np.array(expected))
+    # A fractional window equals a crop of the resized image, except near the borders.
     enlarged = np.array(Image.fromarray(image).resize((160, 120), Image.Resampling.BILINEAR))
     part = resample(image, (51, 61), (10 / 4, 20 / 4, 71 / 4, 71 / 4))
     difference = part.astype(int) - enlarged[20:71, 10:71]
@@ -149,39 +149,39 @@ def test_no_instances() -> None:
     assert target.masks.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("kind", ["bitmap", "polygon"])
+@pytest.mark.parametrize("form", ["bitmap", "polygon"])
 @pytest.mark.parametrize("turns", list(product((False, True), repeat=3)))
 @pytest.mark.parametrize(
     ("window", "size"),
     [
         ((0.0, 0.0, 120.0, 90.0), (60, 100)),
-        ((40.25, 10.5, 110.0, 60.0), (45, 70)),  # cuts its left, and nearly its lower side
+        ((40.25, 10.5, 110.0, 60.0), (45, 70)),  # cuts the left side
         ((30.0, 50.5, 60.75, 80.0), (60, 62)),
     ],
 )
 def test_masks_follow_the_image(
-    kind: str,
+    form: str,
     turns: tuple[bool, bool, bool],
     window: tuple[float, float, float, float],
     size: tuple[int, int],
 ) -> None:
     mask, box = blob()
-    instances = to_instance(mask, box, kind)
+    instances = to_instance(mask, box, form)
     geometry = Geometry(window, size, *turns)
     image = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255
-    seen = geometry.image(image)[..., 0] >= 128
+    visible = geometry.image(image)[..., 0] >= 128
     target = transform_instances(instances, geometry, 28)
-    (pasted,) = paste(target, *seen.shape)
-    iou = (pasted & seen).sum() / (pasted | seen).sum()
+    (pasted,) = paste(target, *visible.shape)
+    iou = (pasted & visible).sum() / (pasted | visible).sum()
     assert iou > 0.93
-    # The box is tight: the first and last rows and columns of what is seen, within a pixel.
-    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    # The box is tight within a pixel.
+    rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
     tight = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
     np.testing.assert_allclose(target.boxes[0].numpy(), tight, atol=1.5)
     assert target.labels.tolist() == [1]
 
 
-def test_bitmaps_turn_with_the_image_exactly() -> None:
+def test_bitmaps_are_flipped_exactly() -> None:
     mask, box = blob()
     instances = to_instance(mask, box, "bitmap")
     plain = transform_instances(instances, whole(90, 120), 28).masks[0].numpy()
@@ -193,11 +193,11 @@ def test_bitmaps_turn_with_the_image_exactly() -> None:
     np.testing.assert_array_equal(resized, plain)
 
 
-def test_an_annotated_box_is_kept_unless_the_window_cuts_it() -> None:
+def test_annotated_box_is_kept_unless_the_window_cuts_it() -> None:
     mask, _ = blob()
     loose = (1.0, 2.0, 119.0, 88.0)
-    for kind in ("bitmap", "polygon"):
-        instances = to_instance(mask, loose, kind)
+    for form in ("bitmap", "polygon"):
+        instances = to_instance(mask, loose, form)
         target = transform_instances(instances, whole(90, 120, (180, 240)), 28)
         np.testing.assert_array_equal(target.boxes.numpy(), [[2, 4, 238, 176]])
         cut = transform_instances(instances, Geometry((0.0, 0.0, 60.0, 90.0), (90, 60)), 28)
@@ -208,11 +208,11 @@ def test_an_annotated_box_is_kept_unless_the_window_cuts_it() -> None:
         assert y2 < 80
 
 
-@pytest.mark.parametrize("kind", ["bitmap", "polygon"])
-def test_what_is_hardly_visible_is_dropped(kind: str) -> None:
+@pytest.mark.parametrize("form", ["bitmap", "polygon"])
+def test_hardly_visible_instances_are_dropped(form: str) -> None:
     mask = np.zeros((40, 40), dtype=bool)
     mask[10:30, 10:30] = True
-    instances = to_instance(mask, (10.0, 10.0, 30.0, 30.0), kind)
+    instances = to_instance(mask, (10.0, 10.0, 30.0, 30.0), form)
     window = (0.0, 0.0, 15.0, 20.0)  # 5 * 10 of 20 * 20 pixels: an eighth
     for least, left in ((0.12, 1), (0.13, 0)):
         target = transform_instances(instances, Geometry(window, (20, 15)), 14, least)
@@ -224,9 +224,9 @@ def test_what_is_hardly_visible_is_dropped(kind: str) -> None:
         assert len(target.labels) == left
 
 
-def test_crowds_and_absent_parts_are_dropped_and_the_rest_keeps_its_order() -> None:
+def test_crowds_and_invisible_instances_are_dropped_in_order() -> None:
     mask = np.zeros((40, 40), dtype=bool)
-    mask[[3, 3, 36], [3, 36, 36]] = True  # a bitmap whose box passes through an empty corner
+    mask[[3, 3, 36], [3, 36, 36]] = True  # the window contains an empty part of its box
     corner = to_instance(mask, (3.0, 3.0, 37.0, 37.0), "bitmap")
     square = (np.array([1.0, 20, 9, 20, 9, 30, 1, 30]),)
     boxes = np.concatenate((corner.boxes, [[1.0, 20, 9, 30]] * 3))
@@ -244,8 +244,8 @@ def test_crowds_and_absent_parts_are_dropped_and_the_rest_keeps_its_order() -> N
     np.testing.assert_array_equal(instances.boxes, before[1])
 
 
-def test_geometry_without_chance() -> None:
-    options = InputOptions(60, 100)
+def test_geometry_without_randomness() -> None:
+    options = ResizeOptions(60, 100)
     result = sample_geometry(30, 40, NONE, options, STILL, seeded(0))
     assert result == Geometry((0.0, 0.0, 40.0, 30.0), (60, 80))
     always = AugmentOptions(horizontal_flip=1.0, vertical_flip=1.0, transpose=1.0)
@@ -257,7 +257,7 @@ def test_shorter_sides_are_uniform_and_keep_the_limit() -> None:
     augment = dataclasses.replace(STILL, shorter_sides=(20, 40, 90))
     generator = seeded(1)
     sizes = [
-        sample_geometry(30, 40, NONE, InputOptions(60, 80), augment, generator).size
+        sample_geometry(30, 40, NONE, ResizeOptions(60, 80), augment, generator).size
         for _ in range(600)
     ]
     assert set(sizes) == {(20, 27), (40, 53), (60, 80)}  # 90 would make the longer side 120
@@ -270,7 +270,7 @@ def test_scale_jitter_is_uniform_in_the_logarithm() -> None:
     generator = seeded(2)
     factors = np.array(
         [
-            sample_geometry(500, 500, NONE, InputOptions(500, 500), augment, generator).size[0]
+            sample_geometry(500, 500, NONE, ResizeOptions(500, 500), augment, generator).size[0]
             / 500
             for _ in range(1000)
         ]
@@ -281,20 +281,20 @@ def test_scale_jitter_is_uniform_in_the_logarithm() -> None:
         assert 0.2 < ((factors > low) & (factors <= high)).mean() < 0.3
 
 
-def test_random_windows_lie_within_the_image_and_find_instances() -> None:
+def test_random_windows_are_inside_the_image_and_contain_instances() -> None:
     augment = AugmentOptions(scale_jitter=(0.5, 2.0), crop_size=64)
     boxes = np.array([[3.0, 5.0, 9.0, 11.0], [180.0, 90.0, 200.0, 120.0]])
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     generator = seeded(3)
     hits = np.zeros(2)
     for _ in range(400):
-        geometry = sample_geometry(150, 200, boxes, InputOptions(150, 200), augment, generator)
+        geometry = sample_geometry(150, 200, boxes, ResizeOptions(150, 200), augment, generator)
         x1, y1, x2, y2 = geometry.window
         assert 0 <= x1 < x2 <= 200
         assert 0 <= y1 < y2 <= 150
         height, width = geometry.size
         assert max(height, width) <= 64
-        # The window is scaled alike in both directions.
+        # The window has the same scale in both directions.
         assert width / (x2 - x1) == pytest.approx(height / (y2 - y1), rel=0.01)
         mapped = geometry.points(centers)
         limits = geometry.points(np.array([[x1, y1], [x2, y2]]))
@@ -305,9 +305,9 @@ def test_random_windows_lie_within_the_image_and_find_instances() -> None:
     assert hits.sum() > 0.85 * 400
 
 
-def test_draws_depend_on_the_generator_alone() -> None:
+def test_samples_depend_only_on_the_generator() -> None:
     augment = AugmentOptions(scale_jitter=(0.5, 2.0), crop_size=64, vertical_flip=0.5)
-    options = InputOptions(150, 200)
+    options = ResizeOptions(150, 200)
     torch.manual_seed(5)
     first = [sample_geometry(150, 200, NONE, options, augment, seeded(i)) for i in range(20)]
     torch.manual_seed(6)
@@ -315,14 +315,14 @@ def test_draws_depend_on_the_generator_alone() -> None:
         sample_geometry(150, 200, NONE, options, augment, seeded(i)) for i in range(20)
     ] == first
     assert len(set(first)) == 20
-    # However much may change, a draw takes the same part of the random numbers.
+    # Any options consume the same number of random values.
     one, other = seeded(7), seeded(7)
     sample_geometry(150, 200, NONE, options, augment, one)
     sample_geometry(150, 200, np.array([[0.0, 0, 9, 9]]), options, STILL, other)
     assert torch.equal(one.get_state(), other.get_state())
 
 
-def test_no_jitter_leaves_the_image_alone() -> None:
+def test_no_jitter_returns_the_image() -> None:
     image = np.random.default_rng(4).integers(0, 256, (8, 9, 3), dtype=np.uint8)
     assert jitter_color(image, AugmentOptions(), seeded(0)) is image
 
@@ -337,13 +337,13 @@ def test_color_jitter_by_hand() -> None:
         ("contrast", 97, 103),
         ("saturation", 100, 100),
     ):
-        seen = set()
+        colors = set()
         for seed in range(40):
             result = jitter_color(image, AugmentOptions(**{name: 0.5}), seeded(seed))
             assert low <= result[1, 0, 0] <= high
-            seen.add(tuple(result[0, 0].tolist()))
-        assert len(seen) > 10, name
-    for seed in range(20):  # red turns by less than half a circle; grey stays
+            colors.add(tuple(result[0, 0].tolist()))
+        assert len(colors) > 10, name
+    for seed in range(20):  # red shifts by less than half a circle; grey stays
         result = jitter_color(image, AugmentOptions(hue=0.5), seeded(seed))
         np.testing.assert_array_equal(result[1], image[1])
         assert sorted(result[0, 0].tolist())[::2] == pytest.approx([40, 200], abs=2)
@@ -366,12 +366,12 @@ def test_color_jitter_by_hand() -> None:
         {"horizontal_flip": 1.1},
     ],
 )
-def test_options_out_of_range(change: dict[str, object]) -> None:
+def test_options_out_of_range_are_rejected(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         AugmentOptions(**change)  # type: ignore[arg-type]
 
 
-def test_input_sides_out_of_range() -> None:
+def test_sides_out_of_range_are_rejected() -> None:
     for sides in ((0, 10), (20, 10)):
         with pytest.raises(ValueError, match="shorter_side <= longer_side"):
-            InputOptions(*sides)
+            ResizeOptions(*sides)

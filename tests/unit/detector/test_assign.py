@@ -6,7 +6,7 @@ from meinst.ops.points import make_points
 
 
 def brute_force(points, strides, ranges, boxes, radius):
-    """The rule of docs/method.md, one point and one box at a time."""
+    """FCOS's centre sampling, one point and one box at a time."""
     found = []
     for (x, y), stride, (low, high) in zip(
         points.tolist(), strides.tolist(), ranges.tolist(), strict=True
@@ -29,7 +29,7 @@ def grid():
     return points, strides, level_ranges(strides, (256, 64), (32,))
 
 
-def test_no_boxes_means_background_everywhere() -> None:
+def test_no_boxes_give_background() -> None:
     points, strides, ranges = grid()
     index = assign_points(points, strides, ranges, torch.zeros(0, 4))
     assert index.dtype == torch.int64
@@ -37,13 +37,13 @@ def test_no_boxes_means_background_everywhere() -> None:
     assert len(index) == 320
 
 
-def test_ranges_start_at_minus_one_and_end_open() -> None:
+def test_ranges_start_at_minus_one_and_end_at_infinity() -> None:
     _, _, ranges = grid()
     assert ranges[0].tolist() == [-1, 32]
     assert ranges[-1].tolist() == [32, float("inf")]
 
 
-def test_smaller_box_wins_and_the_first_of_equal_ones() -> None:
+def test_smallest_box_wins_first_on_ties() -> None:
     points, strides = torch.tensor([[20.0, 20.0]]), torch.tensor([8.0])
     ranges = torch.tensor([[-1.0, 64.0]])
     boxes = torch.tensor([[0.0, 0, 40, 40], [10.0, 10, 30, 30], [10.0, 10, 30, 30]])
@@ -52,7 +52,7 @@ def test_smaller_box_wins_and_the_first_of_equal_ones() -> None:
 
 def test_both_ends_of_a_range_are_included() -> None:
     points, strides = torch.tensor([[32.0, 32.0]]), torch.tensor([8.0])
-    boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0]])  # reach exactly 32
+    boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0]])  # the largest distance is exactly 32
     for low, high, index in ((32.0, 64.0, 0), (0.0, 32.0, 0), (32.5, 64.0, -1)):
         ranges = torch.tensor([[low, high]])
         assert assign_points(points, strides, ranges, boxes).tolist() == [index]

@@ -16,16 +16,15 @@ from meinst.detector.layers import (
     DepthwiseConv,
     FastConv,
     GroupNorm,
-    LargeKernelPredictor,
-    conv_to_few,
-    convs_of_one,
+    conv2d_shared_input,
     use_depthwise_convs,
     use_fast_convs,
 )
+from meinst.ops.conv2d import conv2d_few_outputs
 
 
 def bilinear(feature: np.ndarray, y: float, x: float) -> np.ndarray:
-    """``(C,)`` at a fractional place of ``(C, H, W)``; zeros outside."""
+    """Sample ``(C, H, W)`` at a fractional position: ``(C,)``; zero outside."""
     total = np.zeros(feature.shape[0])
     for row in (math.floor(y), math.floor(y) + 1):
         for column in (math.floor(x), math.floor(x) + 1):
@@ -36,7 +35,7 @@ def bilinear(feature: np.ndarray, y: float, x: float) -> np.ndarray:
 
 
 def by_hand(feature, offset, weight, mask):
-    """Deformable convolution v1 (mask of ones) and v2, tap by tap."""
+    """Deformable convolution version 1 (mask of ones) and 2, tap by tap."""
     _, height, width = feature.shape
     result = np.zeros((weight.shape[0], height, width))
     for row in range(height):
@@ -44,8 +43,8 @@ def by_hand(feature, offset, weight, mask):
             for tap in range(9):
                 dy, dx = offset[2 * tap, row, column], offset[2 * tap + 1, row, column]
                 place = row + tap // 3 - 1 + dy, column + tap % 3 - 1 + dx
-                seen = bilinear(feature, *place) * mask[tap, row, column]
-                result[:, row, column] += weight[:, :, tap // 3, tap % 3] @ seen
+                sample = bilinear(feature, *place) * mask[tap, row, column]
+                result[:, row, column] += weight[:, :, tap // 3, tap % 3] @ sample
     return result
 
 
@@ -56,32 +55,33 @@ def test_equals_bilinear_sampling_tap_by_tap(modulated: bool) -> None:
     torch.nn.init.normal_(conv.offset.weight, std=0.5)
     feature = torch.randn(1, 3, 5, 6)
     with torch.no_grad():
-        found, said = conv(feature)[0], conv.offset(feature)[0]
-        mask = said[18:].sigmoid() if modulated else torch.ones(9, 5, 6)
-        assert said[:18].abs().max() > 1  # taps reach beyond their neighbours
-        wanted = by_hand(feature[0].numpy(), said[:18].numpy(), conv.weight.numpy(), mask.numpy())
-    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
+        found, outputs = conv(feature)[0], conv.offset(feature)[0]
+        mask = outputs[18:].sigmoid() if modulated else torch.ones(9, 5, 6)
+        offsets = outputs[:18]
+        assert offsets.abs().max() > 1  # taps reach beyond their neighbours
+        expected = by_hand(feature[0].numpy(), offsets.numpy(), conv.weight.numpy(), mask.numpy())
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("modulated", "factor"), [(False, 1.0), (True, 0.5)])
-def test_without_offsets_it_is_a_plain_conv(modulated: bool, factor: float) -> None:
-    # Version 2's weights are sigmoid(0) = 1/2 then.
+def test_deformable_conv_without_offsets_is_a_plain_conv(modulated: bool, factor: float) -> None:
+    # The modulation weights of version 2 are then sigmoid(0) = 1/2.
     torch.manual_seed(1)
     conv = DeformableConv(4, modulated)
     torch.nn.init.zeros_(conv.offset.weight)
     torch.nn.init.zeros_(conv.offset.bias)
     feature = torch.randn(2, 4, 7, 5)
-    wanted = factor * torch.nn.functional.conv2d(feature, conv.weight, padding=1)
-    torch.testing.assert_close(conv(feature), wanted, atol=1e-5, rtol=1e-5)
+    expected = factor * torch.nn.functional.conv2d(feature, conv.weight, padding=1)
+    torch.testing.assert_close(conv(feature), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:Converting a tensor")
-def test_recorded_networks_hold_torchvisions_operator(modulated: bool) -> None:
-    import torchvision  # noqa: F401 - its import cannot be recorded
+def test_traced_networks_contain_the_operator_of_torchvision(modulated: bool) -> None:
+    import torchvision  # noqa: F401 - its import cannot be traced
 
-    # OpenVINO reads traces, ONNX's exporter torch.export; both know this operator.
+    # OpenVINO reads traces, ONNX's exporter uses torch.export; both support this operator.
     torch.manual_seed(3)
     conv = DeformableConv(4, modulated).eval()
     torch.nn.init.normal_(conv.offset.weight, std=0.5)
@@ -104,34 +104,8 @@ def test_offsets_and_weights_get_gradients(modulated: bool) -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_large_kernels_see_a_square() -> None:
-    torch.manual_seed(3)
-    predictor = LargeKernelPredictor(1, 2, kernel=5)
-    feature = torch.zeros(1, 1, 9, 11, requires_grad=True)
-    result = predictor(feature)
-    assert result.shape == (1, 2, 9, 11)
-    result[0, :, 4, 5].sum().backward()
-    assert feature.grad is not None
-    # Separable kernels of 5 see two pixels to each side, both ways.
-    wanted = torch.zeros(9, 11, dtype=torch.bool)
-    wanted[2:7, 3:8] = True
-    assert torch.equal(feature.grad[0, 0] != 0, wanted)
-
-
-def test_large_kernels_are_two_ways_through_separable_convs() -> None:
-    # A kernel of ones, 3 x 3, on a map of ones, 2 for the two ways: 9 * 2 inside, 4 * 2 at corners.
-    predictor = LargeKernelPredictor(1, 1, kernel=3)
-    for name, parameter in predictor.named_parameters():
-        torch.nn.init.constant_(parameter, float(name.endswith("weight")))
-    with torch.no_grad():
-        result = predictor(torch.ones(1, 1, 4, 5))[0, 0]
-    assert result[1:-1, 1:-1].unique().tolist() == [18.0]
-    assert result[0, 0] == result[-1, -1] == 8.0
-    assert result[0, 2] == result[2, 0] == 12.0
-
-
 def fast_conv(seed: int = 0) -> tuple[nn.Sequential, Tensor]:
-    """A network of one fast conv, and a map that is large enough for it."""
+    """A network with one fast conv, and a map that is large enough for it."""
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(48, 50, 3, padding=1))
     use_fast_convs(network)
@@ -140,19 +114,19 @@ def fast_conv(seed: int = 0) -> tuple[nn.Sequential, Tensor]:
 
 
 def calls_of_winograd(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Grows by an element with each call."""
+    """The inputs of all later calls of Winograd's conv."""
     calls: list[Tensor] = []
 
-    def listened(feature: Tensor, *convs: Any) -> list[Tensor]:
+    def recorded(feature: Tensor, *convs: Any) -> list[Tensor]:
         calls.append(feature)
         return winograd(feature, *convs)
 
     winograd = layers.winograd_convs2d
-    monkeypatch.setattr(layers, "winograd_convs2d", listened)
+    monkeypatch.setattr(layers, "winograd_convs2d", recorded)
     return calls
 
 
-def as_torch(network: nn.Sequential, feature: Tensor) -> Tensor:
+def torch_conv(network: nn.Sequential, feature: Tensor) -> Tensor:
     conv = network[0]
     bias = None if conv.bias is None else conv.bias.double()
     return nn.functional.conv2d(feature.double(), conv.weight.double(), bias, padding=1)
@@ -161,32 +135,32 @@ def as_torch(network: nn.Sequential, feature: Tensor) -> Tensor:
 @torch.no_grad()
 def assert_up_to_date(network: nn.Sequential, feature: Tensor) -> None:
     torch.testing.assert_close(
-        network(feature).double(), as_torch(network, feature), atol=1e-5, rtol=0
+        network(feature).double(), torch_conv(network, feature), atol=1e-5, rtol=0
     )
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_group_norms_are_torchs_with_gradients(kind: torch.dtype) -> None:
+def test_group_norm_equals_torch_with_gradients(kind: torch.dtype) -> None:
     torch.manual_seed(0)
-    ours, theirs = GroupNorm(4, 12), nn.GroupNorm(4, 12)
+    tested, reference = GroupNorm(4, 12), nn.GroupNorm(4, 12)
     with torch.no_grad():
-        ours.weight.uniform_(0.5, 2)
-        ours.bias.normal_()
-    theirs.load_state_dict(ours.state_dict())
+        tested.weight.uniform_(0.5, 2)
+        tested.bias.normal_()
+    reference.load_state_dict(tested.state_dict())
     feature, upstream = torch.randn(2, 2, 12, 9, 7).to(kind)
     results = []
-    for norm in (ours, theirs):
-        given = feature.to(memory_format=torch.channels_last).requires_grad_()
-        result = norm(given)
+    for norm in (tested, reference):
+        inputs = feature.to(memory_format=torch.channels_last).requires_grad_()
+        result = norm(inputs)
         assert result.is_contiguous(memory_format=torch.channels_last)
         result.backward(upstream)
-        results.append((result, given.grad, norm.weight.grad, norm.bias.grad))
-    for mine, other in zip(*results, strict=True):
-        torch.testing.assert_close(mine, other)
+        results.append((result, inputs.grad, norm.weight.grad, norm.bias.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
-def test_levels_of_one_column_have_gradients_in_mixed_precision() -> None:
-    # oneDNN's bfloat16 gradient of the weights is unwritten memory there, seldom twice the same.
+def test_gradients_of_one_column_are_exact_in_mixed_precision() -> None:
+    # oneDNN leaves the bfloat16 gradient of the weights uninitialised here.
     torch.manual_seed(0)
     pyramid = FPN((8,), 16, 3)
     feature, gradients = torch.randn(1, 16, 2, 1), []
@@ -202,7 +176,7 @@ def test_levels_of_one_column_have_gradients_in_mixed_precision() -> None:
         assert torch.equal(found, exact)
 
 
-def test_only_convs_that_gain_become_fast() -> None:
+def test_only_suitable_convs_become_fast() -> None:
     network = nn.ModuleDict(
         {
             "dense": nn.Conv2d(48, 48, 3, padding=1, bias=False),
@@ -228,7 +202,7 @@ def test_only_convs_that_gain_become_fast() -> None:
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_fast_without_gradients(
+def test_winograd_is_used_without_gradients(
     context: Callable[[], torch.no_grad], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, feature = fast_conv()
@@ -239,13 +213,13 @@ def test_fast_without_gradients(
         network(feature[..., :4, :15])  # 1 x 4 tiles
         with torch.autocast("cpu", torch.bfloat16):
             assert network(feature).dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), as_torch(network, feature), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.double(), torch_conv(network, feature), atol=1e-5, rtol=0)
     with context():
         assert copy.deepcopy(network).double()(feature.double()).dtype == torch.float64
     assert len(calls) == 1
 
 
-def test_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_uses_the_conv_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     network, feature = fast_conv()
     calls = calls_of_winograd(monkeypatch)
     plain = nn.Conv2d(48, 50, 3, padding=1)
@@ -258,38 +232,20 @@ def test_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == []
 
 
-def through_data(conv: nn.Conv2d) -> None:
-    conv.weight.data.copy_(-conv.weight.data)  # as Lightning swaps averages; no counter sees it
+def change_in_place(conv: nn.Conv2d) -> None:
+    conv.weight.data.copy_(-conv.weight.data)  # as Lightning swaps averages
 
 
-def through_numpy(conv: nn.Conv2d) -> None:
-    conv.weight.detach().numpy()[0] = 0.02
-
-
-def a_step(conv: nn.Conv2d) -> None:
-    with torch.enable_grad():
-        conv(torch.ones(1, 48, 4, 4)).sum().backward()
-    torch.optim.SGD(conv.parameters(), lr=1e-3).step()
-
-
-def another_tensor(conv: nn.Conv2d) -> None:
+def replace_parameter(conv: nn.Conv2d) -> None:
     conv.weight = nn.Parameter(torch.randn_like(conv.weight) / 20)
 
 
-def loaded(conv: nn.Conv2d) -> None:
+def load_state(conv: nn.Conv2d) -> None:
     conv.load_state_dict({name: tensor / 3 for name, tensor in conv.state_dict().items()})
 
 
-def moved(conv: nn.Conv2d) -> None:
-    conv.to(torch.float64)
-    conv.weight.data *= 0.5
-    conv.to(torch.float32, memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    "change", [through_data, through_numpy, a_step, another_tensor, loaded, moved]
-)
-def test_changed_weights_are_seen(change: Callable[[nn.Conv2d], None]) -> None:
+@pytest.mark.parametrize("change", [change_in_place, replace_parameter, load_state])
+def test_changed_weights_take_effect(change: Callable[[nn.Conv2d], None]) -> None:
     network, feature = fast_conv()
     assert_up_to_date(network, feature)
     before = network[0].weight.detach().clone()
@@ -298,19 +254,25 @@ def test_changed_weights_are_seen(change: Callable[[nn.Conv2d], None]) -> None:
     assert_up_to_date(network, feature)
 
 
-def test_copies_know_their_own_weights() -> None:
+def test_frozen_weights_are_transformed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network, feature = fast_conv()
+    network[0].freeze()
+    monkeypatch.setattr(layers, "transform_weight", None)  # must not be called again
     assert_up_to_date(network, feature)
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert other[0]._known is None
-        with torch.no_grad():
-            other[0].weight *= 2
         assert_up_to_date(other, feature)
-    assert_up_to_date(network, feature)
+
+
+def test_conversion_to_another_type_thaws_weights() -> None:
+    network, feature = fast_conv()
+    network[0].freeze()
+    network.double()
+    network[0].weight.data *= 0.5
+    assert_up_to_date(network.float(), feature)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-def test_recorded_networks_hold_torchs_conv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traced_networks_contain_the_conv_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     network, feature = fast_conv()
     calls = calls_of_winograd(monkeypatch)
     with torch.no_grad():
@@ -322,59 +284,59 @@ def test_recorded_networks_hold_torchs_conv(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @torch.no_grad()
-def test_convs_of_one_map_share_what_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convs_with_shared_input_transform_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = nn.ModuleList([nn.Conv2d(48, 50, 3, padding=1), nn.Conv2d(48, 64, 3, padding=1)])
     use_fast_convs(network)
     feature = torch.randn(2, 48, 16, 15)
-    wanted = [conv(feature) for conv in network]
+    expected = [conv(feature) for conv in network]
     calls = calls_of_winograd(monkeypatch)
-    for result, alone in zip(convs_of_one(feature, network), wanted, strict=True):
+    for result, alone in zip(conv2d_shared_input(feature, network), expected, strict=True):
         assert torch.equal(result, alone)
     assert len(calls) == 1
 
 
 @torch.no_grad()
-def test_convs_of_one_map_that_are_not_all_fast() -> None:
+def test_shared_input_of_convs_that_are_not_all_fast() -> None:
     torch.manual_seed(0)
     network = nn.ModuleList([nn.Conv2d(48, 50, 3, padding=1), DeformableConv(48, False)])
     use_fast_convs(network)
     for feature in (torch.randn(1, 48, 16, 15), torch.randn(1, 48, 4, 4)):
-        for result, conv in zip(convs_of_one(feature, network), network, strict=True):
+        for result, conv in zip(conv2d_shared_input(feature, network), network, strict=True):
             assert torch.equal(result, conv(feature))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(1, 7, 1, 1), (2, 5, 1, 6), (3, 40, 9, 13)])
 @pytest.mark.parametrize("outputs", [1, 2, 5, 6])
-def test_convs_to_few_are_torchs(
+def test_conv_with_few_outputs_equals_torch(
     outputs: int, shape: tuple[int, ...], layout: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
     feature = torch.randn(shape).contiguous(memory_format=layout)
     weight, bias = torch.randn(outputs, shape[1], 3, 3) / 20, torch.randn(outputs)
-    wanted = nn.functional.conv2d(feature.double(), weight.double(), bias.double(), padding=1)
+    expected = nn.functional.conv2d(feature.double(), weight.double(), bias.double(), padding=1)
     with torch.no_grad():
-        found = conv_to_few(feature, weight, bias)
-    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=0)
+        found = conv2d_few_outputs(feature, weight, bias)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 
-def test_convs_to_few_are_a_product_only_without_gradients() -> None:
+def test_conv_with_few_outputs_has_gradients_and_mixed_precision() -> None:
     torch.manual_seed(0)
     feature, weight, bias = torch.randn(1, 8, 5, 6), torch.randn(2, 8, 3, 3), torch.randn(2)
     weight.requires_grad_()
-    found = conv_to_few(feature, weight, bias)
+    found = conv2d_few_outputs(feature, weight, bias)
     assert torch.equal(found, nn.functional.conv2d(feature, weight, bias, padding=1))
     found.sum().backward()
     assert weight.grad is not None
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert conv_to_few(feature, weight, bias).dtype == torch.bfloat16
+        assert conv2d_few_outputs(feature, weight, bias).dtype == torch.bfloat16
 
 
-def test_depthwise_convs_that_can_be_ours_become_ours() -> None:
+def test_only_suitable_convs_become_depthwise_convs() -> None:
     from timm.layers.conv2d_same import Conv2dSame
 
-    ours = [
+    suitable = [
         nn.Conv2d(6, 6, 3, padding=1, groups=6),
         nn.Conv2d(6, 6, 5, padding=2, groups=6, stride=2, bias=False),
         Conv2dSame(6, 6, 5, groups=6, stride=2, bias=False),
@@ -392,11 +354,13 @@ def test_depthwise_convs_that_can_be_ours_become_ours() -> None:
         Conv2dSame(6, 6, 1, groups=6, stride=2),
         Conv2dSame(6, 6, 3, stride=2),
     ]
-    kinds = [type(module) for module in others]
+    types = [type(module) for module in others]
     feature = torch.randn(2, 6, 10, 7)
-    expected = [module(feature) for module in ours]
-    use_depthwise_convs(nn.ModuleList(ours + others))
-    assert {type(module) for module in ours} == {DepthwiseConv}
-    assert [type(module) for module in others] == kinds
-    for module, before in zip(ours, expected, strict=True):
+    expected = [module(feature) for module in suitable]
+    network = nn.ModuleList(suitable + others)
+    use_depthwise_convs(network)
+    converted, rest = network[: len(suitable)], network[len(suitable) :]
+    assert {type(module) for module in converted} == {DepthwiseConv}
+    assert [type(module) for module in rest] == types
+    for module, before in zip(converted, expected, strict=True):
         torch.testing.assert_close(module(feature), before)

@@ -51,11 +51,11 @@ def one_target(label: int = 1) -> Target:
 ALL = LossOptions(pixel_weight=1.0, dice_weight=1.0)
 
 
-def test_a_batch_without_instances_is_all_background(codec: PCACodec) -> None:
+def test_batch_without_instances_is_background(codec: PCACodec) -> None:
     outputs = make_outputs(2)
     losses = compute_losses(outputs, [empty_target(), empty_target()], codec, LIMITS, ALL)
     probability = outputs.logits.sigmoid()
-    # n_pos is at least 1; every class of every point is a negative: 0.75 p^2 (-log(1 - p))
+    # n_pos is at least 1; every class of every point is negative: 0.75 p^2 (-log(1 - p)).
     expected = (0.75 * probability**2 * -torch.log1p(-probability)).sum()
     torch.testing.assert_close(losses["class"], expected)
     assert all(losses[name] == 0 for name in ("box", "centerness", "code", "pixel", "dice"))
@@ -64,7 +64,7 @@ def test_a_batch_without_instances_is_all_background(codec: PCACodec) -> None:
 
 
 def test_losses_by_hand_for_one_positive(codec: PCACodec) -> None:
-    # One image, one level, one point in the middle of the box: l = r = 1.875, t = b = 1.25
+    # One image, one level, one point at the centre of the box: l = r = 1.875, t = b = 1.25.
     points, strides = make_points([(1, 1)], [8])
     outputs = HeadOutputs(
         logits=torch.zeros(1, 1, 2),
@@ -77,17 +77,17 @@ def test_losses_by_hand_for_one_positive(codec: PCACodec) -> None:
     )
     target = replace(one_target(), boxes=torch.tensor([[5.0, 10.0, 35.0, 30.0]]))
     losses = compute_losses(outputs, [target], codec, (), LossOptions())
-    # focal: positive 0.25 * 0.5^2 * log 2, negative 0.75 * 0.5^2 * log 2
+    # Focal loss: positive 0.25 * 0.5^2 * log 2, negative 0.75 * 0.5^2 * log 2.
     assert losses["class"].item() == pytest.approx(0.25 * math.log(2))
     assert losses["centerness"].item() == pytest.approx(math.log(2))  # target 1, logit 0
-    # giou: I = 2 * 2, U = 3.75 * 2.5 = enclosing
+    # GIoU: intersection 2 * 2, union and enclosing box 3.75 * 2.5.
     assert losses["box"].item() == pytest.approx(1 - 4 / 9.375)
-    wanted = codec.transform(target.masks)[0]
-    assert losses["code"].item() == pytest.approx(wanted.square().sum().item() / 6, rel=1e-5)
+    code = codec.transform(target.masks)[0]
+    assert losses["code"].item() == pytest.approx(code.square().sum().item() / 6, rel=1e-5)
 
 
 def test_losses_by_hand_for_points_of_unequal_centerness(codec: PCACodec) -> None:
-    # In the box's middle, as above, and 8 pixels to the right: l = 23, r = 7, t = b = 10.
+    # At the centre of the box, as above, and 8 pixels to the right: l = 23, r = 7, t = b = 10.
     points, strides = make_points([(1, 2)], [8])
     codes = torch.randn((1, 2, 6), generator=torch.Generator().manual_seed(1))
     outputs = HeadOutputs(
@@ -108,7 +108,7 @@ def test_losses_by_hand_for_points_of_unequal_centerness(codec: PCACodec) -> Non
     entropy = -(mask * np.log(soft) + (1 - mask) * np.log(1 - soft)).mean(1)
     dice = 1 - (2 * (soft * mask).sum(1) + 1) / ((soft**2).sum(1) + mask.sum() + 1)
     error = (codes[0] - codec.transform(target.masks)).square().mean(1).numpy()
-    # The second: I = 1.875 * 2, U = 4 + 3.75 * 2.5 - I, enclosing 3.875 * 2.5.
+    # Second point: intersection I = 1.875 * 2, union 4 + 3.75 * 2.5 - I, enclosing 3.875 * 2.5.
     giou = np.array([4 / 9.375, 3.75 / 9.625 - (9.6875 - 9.625) / 9.6875])
     parts = {"box": (5, 1 - giou), "code": (4, error), "pixel": (2, entropy), "dice": (3, dice)}
     for name, (factor, values) in parts.items():
@@ -116,7 +116,7 @@ def test_losses_by_hand_for_points_of_unequal_centerness(codec: PCACodec) -> Non
         assert losses[name].item() == pytest.approx(expected, rel=1e-4), name
 
 
-def test_a_batch_equals_its_images_weighted_by_their_normalisers(codec: PCACodec) -> None:
+def test_batch_of_equal_boxes_is_the_mean_of_its_images(codec: PCACodec) -> None:
     outputs = make_outputs(2)
     targets = [one_target(0), one_target(2)]
     both = compute_losses(outputs, targets, codec, LIMITS, ALL)
@@ -130,12 +130,12 @@ def test_a_batch_equals_its_images_weighted_by_their_normalisers(codec: PCACodec
             codes=outputs.codes[i : i + 1],
         )
         single.append(compute_losses(part, targets[i : i + 1], codec, LIMITS, ALL))
-    # both images have the same box, so the same normalisers: the batch is the mean
+    # Both images have the same box and so the same normalisers.
     for name, value in both.items():
         torch.testing.assert_close(value, (single[0][name] + single[1][name]) / 2)
 
 
-def test_an_image_without_instances_does_not_shift_the_others_masks(codec: PCACodec) -> None:
+def test_position_of_an_empty_image_does_not_matter(codec: PCACodec) -> None:
     outputs = make_outputs(3)
     targets = [one_target(), empty_target(), one_target(2)]
     together = compute_losses(outputs, targets, codec, LIMITS, ALL)
@@ -154,13 +154,13 @@ def test_an_image_without_instances_does_not_shift_the_others_masks(codec: PCACo
 def test_normalisers_are_averaged_over_processes(codec: PCACodec) -> None:
     outputs = make_outputs(1)
     plain = compute_losses(outputs, [one_target()], codec, LIMITS, ALL)
-    # a second process without positives halves the mean, and so doubles the losses
+    # A second process without positives halves the mean and so doubles the losses.
     halved = compute_losses(outputs, [one_target()], codec, LIMITS, ALL, lambda n: n / 2)
     for name in ("class", "box", "centerness", "code", "dice"):
         torch.testing.assert_close(halved[name], plain[name] * 2)
 
 
-def test_every_output_gets_a_gradient_and_targets_stay_unchanged(codec: PCACodec) -> None:
+def test_every_output_gets_a_gradient_and_targets_are_unchanged(codec: PCACodec) -> None:
     outputs, target = make_outputs(1), one_target()
     before = target.boxes.clone(), target.masks.clone()
     torch.stack(
@@ -173,21 +173,21 @@ def test_every_output_gets_a_gradient_and_targets_stay_unchanged(codec: PCACodec
     assert torch.equal(target.masks, before[1])
 
 
-def test_target_codes_may_be_drawn_as_published(codec: PCACodec) -> None:
+def test_random_target_logits_depend_on_the_generator(codec: PCACodec) -> None:
     outputs, target = make_outputs(1), one_target()
     options = LossOptions(target_logits="random")
-    drawn = [
+    sampled = [
         compute_losses(
             outputs, [target], codec, LIMITS, options, generator=torch.Generator().manual_seed(seed)
         )["code"].item()
         for seed in (0, 0, 1)
     ]
-    assert drawn[0] == drawn[1] != drawn[2]
+    assert sampled[0] == sampled[1] != sampled[2]
     with pytest.raises(ValueError, match="no generator"):
         compute_losses(outputs, [target], codec, LIMITS, options)
 
 
-def test_weights_of_zero_leave_a_loss_out(codec: PCACodec) -> None:
+def test_losses_of_weight_zero_are_omitted(codec: PCACodec) -> None:
     options = LossOptions(code_weight=0.0, dice_weight=2.0)
     outputs = make_outputs(1)
     losses = compute_losses(outputs, [one_target()], codec, LIMITS, options)

@@ -5,7 +5,8 @@ from PIL import Image
 
 from meinst.detector.backbone import Backbone
 from meinst.detector.head import HeadOptions
-from meinst.detector.meinst import MEInst, ModelOptions
+from meinst.detector.meinst import MEInst
+from meinst.detector.predictor import ModelOptions
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -16,7 +17,7 @@ def test_no_images_give_no_results(tiny_model: MEInst) -> None:
     assert tiny_model.predict([]) == []
 
 
-def test_several_images_of_mixed_sizes_equal_one_by_one(tiny_model: MEInst) -> None:
+def test_batch_of_mixed_sizes_equals_single_images(tiny_model: MEInst) -> None:
     images = [picture(60, 90), picture(64, 64, 1), picture(90, 60, 2), picture(66, 95, 3)]
     together = tiny_model.predict(images)
     assert len(together) == 4
@@ -29,26 +30,26 @@ def test_several_images_of_mixed_sizes_equal_one_by_one(tiny_model: MEInst) -> N
         assert torch.equal(found.labels, alone.labels)
 
 
-def test_paths_pil_images_and_arrays_are_the_same(tiny_model: MEInst, tmp_path) -> None:
+def test_paths_pil_images_and_arrays_give_the_same(tiny_model: MEInst, tmp_path) -> None:
     array = picture(70, 80)
     path = tmp_path / "picture.png"
     Image.fromarray(array).save(path)
-    wanted = tiny_model.predict(array).boxes
+    expected = tiny_model.predict(array).boxes
     for given in (path, str(path), Image.fromarray(array)):
-        assert torch.equal(tiny_model.predict(given).boxes, wanted)
+        assert torch.equal(tiny_model.predict(given).boxes, expected)
 
 
-def test_threshold_and_limit_of_the_call(tiny_model: MEInst) -> None:
+def test_predict_overrides_threshold_and_limit(tiny_model: MEInst) -> None:
     found = tiny_model.predict(picture(80, 80), score_threshold=0.0)
     limit = found.scores[len(found) // 2].item()
     above = tiny_model.predict(picture(80, 80), score_threshold=limit)
     assert len(above) == (found.scores >= limit).sum()
     assert len(tiny_model.predict(picture(80, 80), score_threshold=0.0, max_detections=3)) == 3
-    with pytest.raises(ValueError, match="score_threshold must be between 0 and 1, got 2"):
+    with pytest.raises(ValueError, match=r"score_threshold .+got 2"):
         tiny_model.predict(picture(80, 80), score_threshold=2)
 
 
-def test_prepare_normalises_and_pads_below_and_right(tiny_model: MEInst) -> None:
+def test_prepare_normalises_and_pads_right_and_bottom(tiny_model: MEInst) -> None:
     image = torch.full((3, 33, 20), 255, dtype=torch.uint8)
     pixels = tiny_model.prepare([image, image[:, :10]])
     assert pixels.shape == (2, 3, 64, 32)
@@ -58,7 +59,7 @@ def test_prepare_normalises_and_pads_below_and_right(tiny_model: MEInst) -> None
     assert pixels[1, :, 10:].abs().sum() == 0
 
 
-def test_bgr_networks_get_their_channels_turned(tiny_model: MEInst) -> None:
+def test_bgr_networks_get_reversed_channels(tiny_model: MEInst) -> None:
     options = ModelOptions(
         backbone="test_efficientnet",
         strides=(8, 16, 32),
@@ -74,7 +75,7 @@ def test_bgr_networks_get_their_channels_turned(tiny_model: MEInst) -> None:
     assert model.prepare([image])[0, :, 0, 0].tolist() == [30, 20, 10]
 
 
-def test_results_may_be_changed_by_their_owner(tiny_model: MEInst) -> None:
+def test_results_can_be_changed_in_place(tiny_model: MEInst) -> None:
     found = tiny_model.predict(picture(80, 80))
     before = found.boxes.clone()
     found.boxes.mul_(2)
@@ -84,20 +85,20 @@ def test_results_may_be_changed_by_their_owner(tiny_model: MEInst) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distance_limits": (64,)}, "distance_limits has 1 numbers for 5 strides"),
+        ({"distance_limits": (64,)}, "distance_limits has 1 .+5 strides"),
         ({"strides": (8, 16, 32, 48, 100)}, "strides must double"),
-        ({"distance_limits": (64, 32, 256, 512)}, "distance_limits must rise"),
-        ({"channels": 100}, "channels = 100 is no multiple of norm_groups = 32"),
+        ({"distance_limits": (64, 32, 256, 512)}, "distance_limits must be positive"),
+        ({"channels": 100}, "channels = 100 .+norm_groups = 32"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(changes: dict, message: str) -> None:
+def test_rejects_sizes_that_do_not_fit_together(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelOptions(**changes)
 
 
-def test_strides_must_be_the_backbones(tiny_model: MEInst) -> None:
+def test_strides_must_match_the_backbone(tiny_model: MEInst) -> None:
     options = ModelOptions(backbone="test_efficientnet", strides=(4, 8, 16, 32, 64))
-    with pytest.raises(ValueError, match="do not begin with those of backbone_levels"):
+    with pytest.raises(ValueError, match=r"strides \(4, 8, 16, 32, 64\)"):
         MEInst(("a",), tiny_model.codec, options)
     with pytest.raises(ValueError, match="class_names is empty"):
         MEInst((), tiny_model.codec)
@@ -109,7 +110,7 @@ def test_strides_move_to_the_first_conv_of_a_stage() -> None:
     assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
     assert backbone.net.layer2[1].conv1.stride == (1, 1)
     assert not backbone.net.layer4[2].bn3.weight.requires_grad
-    with pytest.raises(ValueError, match="for ResNets of bottleneck blocks, not for 'resnet18'"):
+    with pytest.raises(ValueError, match=r"stride_in_1x1 .+resnet18"):
         Backbone("resnet18", (2, 3, 4), stride_in_1x1=True)
 
 
@@ -119,7 +120,6 @@ def test_strides_move_to_the_first_conv_of_a_stage() -> None:
         {"deformable": "last"},
         {"deformable": "all", "modulated": True},
         {"num_shared_convs": 1, "norm_groups": 0},
-        {"mask_predictor": "large_kernel"},
     ],
 )
 def test_variants_of_the_head_predict_and_train(tiny_model: MEInst, changes: dict) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from meinst.codecs import PCACodec
-from meinst.detector.select import ImageSize, SelectOptions, select_detections
+from meinst.detector.select import ImageSizes, SelectOptions, select_detections
 from meinst.types import HeadOutputs
 
 
@@ -25,7 +25,7 @@ def outputs_at(
     level_sizes: tuple[int, ...] | None = None,
     half: float = 1.0,
 ) -> HeadOutputs:
-    """One image; stride 8, every box reaches ``half`` strides to all sides."""
+    """Outputs of one image at stride 8; every box extends ``half`` strides to each side."""
     count = len(points)
     return HeadOutputs(
         logits=torch.tensor([[[logit(p) for p in row] for row in scores]]),
@@ -39,13 +39,13 @@ def outputs_at(
 
 
 def select(outputs, codec, size=None, **options):
-    size = size or ImageSize((100, 200), (100, 200))
+    size = size or ImageSizes((100, 200), (100, 200))
     names = tuple("abc"[: outputs.logits.shape[2]])
     selection = SelectOptions(**{"score_threshold": 0.0, **options})
     return select_detections(outputs, [size], codec, names, selection)[0]
 
 
-def test_nothing_above_the_threshold_gives_no_detections(codec: PCACodec) -> None:
+def test_no_candidates_give_no_detections(codec: PCACodec) -> None:
     found = select(outputs_at([(50, 50)], [[0.04, 0.01]], [0.9]), codec)
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)
@@ -55,106 +55,107 @@ def test_nothing_above_the_threshold_gives_no_detections(codec: PCACodec) -> Non
 def test_score_box_label_and_code_of_one_point(codec: PCACodec) -> None:
     found = select(outputs_at([(50, 40)], [[0.01, 0.64]], [0.25]), codec)
     assert found.scores.tolist() == pytest.approx([math.sqrt(0.64 * 0.25)])
-    assert found.boxes.tolist() == [[42, 32, 58, 48]]  # point -/+ 1 stride of 8
+    assert found.boxes.tolist() == [[42, 32, 58, 48]]  # the point minus and plus one stride of 8
     assert found.labels.tolist() == [1]
     assert found.codes.tolist() == [[0, 1, 2, 3]]
 
 
-def test_a_point_may_be_two_classes_and_the_best_comes_first(codec: PCACodec) -> None:
+def test_point_can_have_two_classes_best_first(codec: PCACodec) -> None:
     found = select(outputs_at([(50, 40)], [[0.3, 0.6]], [0.9]), codec)
     assert found.labels.tolist() == [1, 0]
 
 
-def test_threshold_is_on_the_class_score_before_centerness(codec: PCACodec) -> None:
+def test_candidate_threshold_applies_to_class_scores(codec: PCACodec) -> None:
     found = select(outputs_at([(50, 40), (90, 40)], [[0.06], [0.049]], [0.01, 0.99]), codec)
     assert found.scores.tolist() == pytest.approx([math.sqrt(0.06 * 0.01)])
 
 
-def test_final_scores_have_a_threshold_too(codec: PCACodec) -> None:
+def test_score_threshold_applies_to_final_scores(codec: PCACodec) -> None:
     outputs = outputs_at([(50, 40), (90, 40)], [[0.64], [0.64]], [0.26, 0.25])
     found = select(outputs, codec, score_threshold=0.405)
     assert found.scores.tolist() == pytest.approx([math.sqrt(0.64 * 0.26)])
 
 
-def test_without_a_threshold_scores_of_a_half_are_shown(codec: PCACodec) -> None:
+def test_default_score_threshold_is_one_half(codec: PCACodec) -> None:
     outputs = outputs_at([(50, 40), (90, 40)], [[0.5], [0.5]], [0.51, 0.49])
     assert len(select(outputs, codec, score_threshold=None)) == 1
 
 
-def test_doubles_of_a_class_are_suppressed_and_of_others_not(codec: PCACodec) -> None:
-    # boxes of 16 pixels a side, 2 apart: IoU 14 / 18 = 0.78 > 0.6
+def test_duplicates_are_suppressed_within_a_class(codec: PCACodec) -> None:
+    # Boxes of 16 x 16 pixels, 2 apart: IoU 14 / 18 = 0.78 > 0.6.
     points = [(50.0, 40.0), (52.0, 40.0), (52.0, 40.0)]
     found = select(outputs_at(points, [[0.9, 0.01], [0.8, 0.01], [0.01, 0.7]], [0.9] * 3), codec)
     assert found.labels.tolist() == [0, 1]
-    # 5 apart: 11 / 21 = 0.52 is not more than the threshold
+    # 5 apart: IoU 11 / 21 = 0.52 < 0.6.
     points = [(50.0, 40.0), (55.0, 40.0)]
     assert len(select(outputs_at(points, [[0.9], [0.8]], [0.9] * 2), codec)) == 2
 
 
-def test_limits_of_levels_and_of_the_image(codec: PCACodec) -> None:
+def test_limits_per_level_and_per_image(codec: PCACodec) -> None:
     points = [(10.0 + 20 * i, 40.0) for i in range(8)]
     scores = [[0.9 - 0.05 * i] for i in range(8)]
     outputs = outputs_at(points, scores, [0.9] * 8, level_sizes=(4, 4), half=0.5)
     found = select(outputs, codec, max_per_level=2)
-    assert found.boxes[:, 0].tolist() == [6, 26, 86, 106]  # the two best of each level
+    assert found.boxes[:, 0].tolist() == [6, 26, 86, 106]  # the best two of each level
     assert len(select(outputs, codec, max_detections=3)) == 3
 
 
-def test_ties_with_the_last_kept_score_stay(codec: PCACodec) -> None:
+def test_ties_with_the_last_score_are_kept(codec: PCACodec) -> None:
     points = [(10.0 + 20 * i, 40.0) for i in range(4)]
     outputs = outputs_at(points, [[0.9], [0.5], [0.5], [0.5]], [0.9] * 4, half=0.5)
     assert len(select(outputs, codec, max_detections=2)) == 4
 
 
-def test_boxes_are_scaled_to_the_original_clipped_and_dropped_when_empty(codec: PCACodec) -> None:
+def test_boxes_are_scaled_and_clipped_and_empty_ones_dropped(codec: PCACodec) -> None:
     outputs = outputs_at([(4, 4), (50, 40), (300, 40)], [[0.9], [0.8], [0.7]], [0.9] * 3)
-    found = select(outputs, codec, ImageSize((50, 400), (100, 200)))
-    # x doubles, y halves; the first is clipped at 0, the third lies right of the image
+    found = select(outputs, codec, ImageSizes((50, 400), (100, 200)))
+    # x doubles, y halves; the first is clipped at 0, the third is outside the image.
     assert found.boxes.tolist() == [[0, 0, 24, 6], [84, 16, 116, 24]]
     assert found.codes[:, 0].tolist() == [0, 4]
 
 
-def test_images_of_a_batch_do_not_mix(codec: PCACodec) -> None:
-    one = outputs_at([(50, 40), (90, 40)], [[0.9], [0.01]], [0.9] * 2)
-    two = outputs_at([(50, 40), (90, 40)], [[0.01], [0.8]], [0.9] * 2)
+def test_images_of_a_batch_are_independent(codec: PCACodec) -> None:
+    first = outputs_at([(50, 40), (90, 40)], [[0.9], [0.01]], [0.9] * 2)
+    second = outputs_at([(50, 40), (90, 40)], [[0.01], [0.8]], [0.9] * 2)
     batch = HeadOutputs(
-        *(torch.cat((getattr(one, n), getattr(two, n))) for n in ("logits", "boxes")),
-        *(torch.cat((getattr(one, n), getattr(two, n))) for n in ("centerness", "codes")),
-        points=one.points,
-        strides=one.strides,
-        level_sizes=one.level_sizes,
+        *(torch.cat((getattr(first, n), getattr(second, n))) for n in ("logits", "boxes")),
+        *(torch.cat((getattr(first, n), getattr(second, n))) for n in ("centerness", "codes")),
+        points=first.points,
+        strides=first.strides,
+        level_sizes=first.level_sizes,
     )
-    size = ImageSize((100, 200), (100, 200))
+    size = ImageSizes((100, 200), (100, 200))
     found = select_detections(batch, [size, size], codec, ("a",), SelectOptions())
     assert [len(f) for f in found] == [1, 1]
     assert [f.boxes[0, 0].item() for f in found] == [42, 82]
 
 
-def test_votes_move_boxes_and_codes_and_are_held_below_the_threshold_too(codec: PCACodec) -> None:
-    # boxes of 16 pixels a side, 1 apart: IoU 15 / 17 = 0.88
+def test_box_voting_moves_boxes_and_codes_and_uses_low_scores(codec: PCACodec) -> None:
+    # Boxes of 16 x 16 pixels, 1 apart: IoU 15 / 17 = 0.88.
     outputs = outputs_at([(50, 40), (51, 40)], [[0.64], [0.09]], [0.64, 0.09])
     agreement = (0.64 + 0.09 * 15 / 17) / (0.64 + 0.09 + 0.5)
-    found = select(outputs, codec, voting=True, score_threshold=0.2)
+    found = select(outputs, codec, box_voting=True, score_threshold=0.2)
     assert found.scores.tolist() == pytest.approx([0.64 * agreement])
     share = 0.09 / (0.64 + 0.09)
     assert found.boxes[0].tolist() == pytest.approx([42 + share, 32, 58 + share, 48])
     assert found.codes[0].tolist() == pytest.approx([4 * share + n for n in range(4)])
-    # what agreement leaves of the score must reach the threshold
-    assert len(select(outputs, codec, voting=True, score_threshold=0.64 * agreement + 0.01)) == 0
+    # The threshold applies to the score after multiplication by the agreement.
+    higher = 0.64 * agreement + 0.01
+    assert len(select(outputs, codec, box_voting=True, score_threshold=higher)) == 0
 
 
-def test_votes_change_the_order(codec: PCACodec) -> None:
-    # the best is alone, three agree on the second
+def test_box_voting_changes_the_order(codec: PCACodec) -> None:
+    # The best candidate is alone; three agree on the second.
     points = [(20.0, 40.0), (90.0, 40.0), (90.0, 40.0), (90.0, 40.0)]
     outputs = outputs_at(points, [[0.8], [0.7], [0.7], [0.7]], [0.8, 0.7, 0.7, 0.7])
     assert select(outputs, codec).boxes[:, 0].tolist() == [12, 82]
-    found = select(outputs, codec, voting=True)
+    found = select(outputs, codec, box_voting=True)
     assert found.boxes[:, 0].tolist() == pytest.approx([82, 12])
     assert found.scores.tolist() == pytest.approx([0.7 * 2.1 / 2.6, 0.8 * 0.8 / 1.3])
 
 
-def test_without_candidates_nobody_votes(codec: PCACodec) -> None:
-    found = select(outputs_at([(50, 50)], [[0.04, 0.01]], [0.9]), codec, voting=True)
+def test_box_voting_without_candidates(codec: PCACodec) -> None:
+    found = select(outputs_at([(50, 50)], [[0.04, 0.01]], [0.9]), codec, box_voting=True)
     assert found.codes.shape == (0, 4)
 
 
@@ -167,6 +168,6 @@ def test_without_candidates_nobody_votes(codec: PCACodec) -> None:
         ("max_detections", 0),
     ],
 )
-def test_options_out_of_range_are_refused_by_name(name: str, value: float) -> None:
+def test_options_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         SelectOptions(**{name: value})

@@ -4,20 +4,20 @@ import pytest
 from meinst.ops.bit_kernels import WORD, add_shared, pack_pixels
 
 
-def drawn_masks(count: int, pixels: int, seed: int = 0) -> np.ndarray:
+def synthetic_masks(count: int, pixels: int, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).random((count, pixels)) < 0.4).astype(np.uint8)
 
 
 def packed(masks: np.ndarray) -> np.ndarray:
     count, pixels = masks.shape
-    # Not zeros: every word has to be written.
+    # Start from other values than zeros: every word must be written.
     bits = np.full((pixels, -(-count // WORD)), 0xDEADBEEF, dtype=np.uint64)
     pack_pixels(masks, bits)
     return bits
 
 
 def test_no_masks() -> None:
-    bits = packed(drawn_masks(0, 5))
+    bits = packed(synthetic_masks(0, 5))
     assert bits.shape == (5, 0)
     products = np.arange(25).reshape(5, 5)
     add_shared(bits, products)
@@ -25,7 +25,7 @@ def test_no_masks() -> None:
 
 
 def test_no_pixels() -> None:
-    bits = packed(drawn_masks(3, 0))
+    bits = packed(synthetic_masks(3, 0))
     add_shared(bits, np.zeros((0, 0), dtype=np.int64))
     assert bits.shape == (0, 1)
 
@@ -36,13 +36,13 @@ def test_three_masks_by_hand() -> None:
     assert packed(masks).tolist() == [[0b101], [0b110]]
     products = np.array([[10, 20], [30, 40]])
     add_shared(packed(masks), products)
-    # Twice pixel 0, twice pixel 1, once both; below the diagonal nothing is counted.
+    # Pixel 0 twice, pixel 1 twice, both once; the lower triangle does not change.
     assert products.tolist() == [[12, 21], [30, 42]]
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 128, 200])
-def test_each_mask_has_its_bit_and_no_other_is_set(count: int) -> None:
-    masks = drawn_masks(count, 7)
+def test_each_mask_sets_only_its_own_bit(count: int) -> None:
+    masks = synthetic_masks(count, 7)
     bits = packed(masks)
     for pixel in range(7):
         for n in range(bits.shape[1] * WORD):
@@ -52,16 +52,16 @@ def test_each_mask_has_its_bit_and_no_other_is_set(count: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 64, 65, 1000])
 @pytest.mark.parametrize("pixels", [1, 9, 256, 257, 600])  # a tile holds 256 rows
-def test_counts_as_the_product_of_matrices(count: int, pixels: int) -> None:
-    masks = drawn_masks(count, pixels)
+def test_counts_equal_the_matrix_product(count: int, pixels: int) -> None:
+    masks = synthetic_masks(count, pixels)
     products = np.full((pixels, pixels), 7)
     add_shared(packed(masks), products)
     wide = masks.astype(np.float32)  # exact below 2^24
     np.testing.assert_array_equal(products, 7 + np.triu((wide.T @ wide).astype(np.int64)))
 
 
-def test_the_highest_bit_counts_and_no_count_wraps() -> None:
-    # 64 ones in a word are the largest one: -1 if it were signed. 300 masks exceed a byte.
+def test_highest_bit_is_counted_and_counts_do_not_overflow() -> None:
+    # A word of 64 ones would be -1 if it were signed. 300 masks exceed a byte.
     masks = np.ones((300, 2), dtype=np.uint8)
     assert int(packed(masks)[0, 0]) == 2**64 - 1
     products = np.zeros((2, 2), dtype=np.int64)
@@ -69,8 +69,8 @@ def test_the_highest_bit_counts_and_no_count_wraps() -> None:
     assert products.tolist() == [[300, 300], [0, 300]]
 
 
-def test_arguments_stay() -> None:
-    masks = drawn_masks(100, 12)
+def test_arguments_are_not_changed() -> None:
+    masks = synthetic_masks(100, 12)
     before, bits = masks.copy(), packed(masks)
     kept = bits.copy()
     add_shared(bits, np.zeros((12, 12), dtype=np.int64))

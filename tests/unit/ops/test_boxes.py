@@ -5,12 +5,12 @@ import torch
 
 from meinst.ops.boxes import (
     box_areas,
-    box_iou_of_all,
-    box_iou_of_pairs,
     boxes_to_distances,
     centerness,
     distances_to_boxes,
+    elementwise_box_iou,
     giou_of_distances,
+    pairwise_box_iou,
 )
 
 
@@ -32,26 +32,26 @@ def test_distances_and_boxes_are_inverse() -> None:
 
 def test_iou_of_pairs() -> None:
     one = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).repeat(4, 1)
-    # The same box; a quarter; two columns of its own and two shared; apart on both axes.
+    # The same box; a quarter of it; two of four columns shared; apart on both axes.
     other = torch.tensor([[0.0, 0, 4, 4], [2, 2, 4, 4], [2, 0, 6, 4], [5, 5, 9, 9]])
-    assert box_iou_of_pairs(one, other).tolist() == pytest.approx([1, 4 / 16, 8 / 24, 0])
+    assert elementwise_box_iou(one, other).tolist() == pytest.approx([1, 4 / 16, 8 / 24, 0])
     nothing = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
-    assert box_iou_of_pairs(nothing, one[:1]).tolist() == [0]
+    assert elementwise_box_iou(nothing, one[:1]).tolist() == [0]
 
 
-def test_iou_of_all_is_that_of_pairs() -> None:
+def test_pairwise_iou_equals_elementwise_iou() -> None:
     corners = torch.rand(7, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values * 9
     one, other = corners[:3].flatten(1), corners[2:].flatten(1)
-    found = box_iou_of_all(one, other)
-    wanted = box_iou_of_pairs(one[:, None], other)
-    assert (wanted > 0).sum() > 5
-    torch.testing.assert_close(found, wanted)
-    assert box_iou_of_all(one[:0], other).shape == (0, 5)
+    found = pairwise_box_iou(one, other)
+    expected = elementwise_box_iou(one[:, None], other)
+    assert (expected > 0).sum() > 5
+    torch.testing.assert_close(found, expected)
+    assert pairwise_box_iou(one[:0], other).shape == (0, 5)
     nothing = torch.ones(1, 4)
-    assert box_iou_of_all(nothing, nothing).isnan().all()
+    assert pairwise_box_iou(nothing, nothing).isnan().all()
 
 
-def test_centerness_is_the_root_of_two_quotients() -> None:
+def test_centerness_by_hand() -> None:
     # sqrt(1/3 * 2/4) with l=1, r=3, t=4, b=2
     value = centerness(torch.tensor([[1.0, 4.0, 3.0, 2.0], [5.0, 7.0, 5.0, 7.0]]))
     assert value.tolist() == pytest.approx([math.sqrt(1 / 6), 1.0])
@@ -73,7 +73,7 @@ def test_giou_equals_torchvision() -> None:
     generator = torch.Generator().manual_seed(0)
     predicted, target = torch.rand((2, 50, 4), generator=generator) + 0.1
     origin = torch.zeros(50, 2)
-    wanted = generalized_box_iou(
+    expected = generalized_box_iou(
         distances_to_boxes(origin, predicted), distances_to_boxes(origin, target)
     ).diag()
-    torch.testing.assert_close(giou_of_distances(predicted, target), wanted)
+    torch.testing.assert_close(giou_of_distances(predicted, target), expected)

@@ -30,11 +30,11 @@ def test_inside_is_blended_and_the_outline_is_full_colour():
     expected[2:6, 3:8] = ORANGE
     expected[2, 3] = 100
     expected[3:5, 4:7] = (152, 124, 60)
-    expected[3, 4] = (152, 124, 60)  # touches the missing corner pixel at a corner only
+    expected[3, 4] = (152, 124, 60)  # touches the missing pixel only diagonally
     np.testing.assert_array_equal(image, expected)
 
 
-def test_small_masks_lie_on_large_ones_whatever_their_order():
+def test_small_masks_are_drawn_over_large_ones_in_any_order():
     crops, corners = [np.ones((2, 2), dtype=bool), np.ones((8, 8), dtype=bool)], [[3, 3], [0, 0]]
     image, other = grey(8, 8), grey(8, 8)
     blend_masks(image, crops, np.array(corners), [SKY, ORANGE], 1.0)
@@ -50,23 +50,23 @@ def test_masks_without_pixels_are_skipped():
     assert (image == 100).all()
 
 
-def test_frame_runs_through_the_outermost_pixels_of_a_box():
+def test_rectangle_colours_the_outermost_pixels_of_a_box():
     image = grey(8, 9)
     drawn = draw_boxes(image, np.array([[2.0, 1.0, 6.0, 5.0]]), [SKY])
-    frame = np.zeros((8, 9), dtype=bool)
-    frame[1:5, 2:6] = True
-    frame[2:4, 3:5] = False
-    np.testing.assert_array_equal((drawn == SKY).all(axis=-1), frame)
+    border = np.zeros((8, 9), dtype=bool)
+    border[1:5, 2:6] = True
+    border[2:4, 3:5] = False
+    np.testing.assert_array_equal((drawn == SKY).all(axis=-1), border)
     assert (image == 100).all()
 
 
-def test_frames_of_tiny_and_outside_boxes_do_not_fail():
+def test_tiny_and_outside_boxes_do_not_fail():
     boxes = np.array([[2.2, 2.2, 2.3, 2.3], [-5.0, -5.0, 50.0, 50.0]])
     assert (draw_boxes(grey(6, 6), boxes, [SKY, ORANGE])[2, 2] == SKY).all()
 
 
 @pytest.mark.parametrize("shape", [(200, 300), (12, 8)])
-def test_caption_stays_in_the_image_and_off_the_box(shape):
+def test_caption_is_inside_the_image_and_outside_the_box(shape):
     image = grey(*shape)
     box = np.array([[0.0, shape[0] / 2, 20.0, shape[0]]])
     drawn = draw_captions(image, box, ["nucleus 0.99"], [SKY])
@@ -82,11 +82,11 @@ def test_captions_do_not_cover_each_other():
     boxes = np.tile([50.0, 50.0, 120.0, 90.0], (40, 1))
     colors = [(n, 255, 255) for n in range(40)]
     drawn = draw_captions(grey(150, 200), boxes, ["otter 0.50"] * 40, colors)
-    seen = [n for n in range(40) if (drawn == colors[n]).all(axis=-1).any()]
-    assert seen[:4] == [0, 1, 2, 3]  # above, below, and inside at top and bottom
-    assert len(seen) < 40
-    areas = {int((drawn == colors[n]).all(axis=-1).sum()) for n in seen}
-    assert len(areas) == 1  # every plate whole
+    shown = [n for n in range(40) if (drawn == colors[n]).all(axis=-1).any()]
+    assert shown[:4] == [0, 1, 2, 3]  # above, below, and inside at top and bottom
+    assert len(shown) < 40
+    areas = {int((drawn == colors[n]).all(axis=-1).sum()) for n in shown}
+    assert len(areas) == 1  # no plate is covered
 
 
 def test_palette_is_distinct():

@@ -3,21 +3,21 @@ import numpy as np
 from meinst.ops.jit import compiled, compiled_sums
 
 
-def test_compiled_gives_the_same_answer() -> None:
+def test_compiled_gives_the_same_result() -> None:
     def kernel(n: int) -> int:
         return n * n + 1
 
     assert compiled(kernel)(7) == 50
 
 
-def test_a_kernel_whose_code_cannot_be_kept_still_runs() -> None:
-    # numba finds no folder for a function that comes from no file.
+def test_kernel_that_cannot_be_cached_still_runs() -> None:
+    # numba has no cache folder for a function without a file.
     namespace: dict[str, object] = {}
     exec("def kernel(n):\n    return 2 * n", namespace)
     assert compiled(namespace["kernel"])(21) == 42  # type: ignore[type-var]
 
 
-def test_sums_in_any_order_give_the_same_answer_every_time() -> None:
+def test_reordered_sums_are_repeatable() -> None:
     def kernel(values: np.ndarray) -> float:
         total = np.float32(0)
         for index in range(values.size):

@@ -1,4 +1,4 @@
-"""Overlaps and boundaries from run lengths: by hand, and against plain loops over pixels."""
+"""Overlaps and boundaries from run lengths: by hand, and compared with loops over pixels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def to_mask(runs: Runs, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def slow_boundary(mask: np.ndarray, distance: int) -> np.ndarray:
-    """A pixel at a time: is there anything else in the square around it, or the image's end?"""
+    """For each pixel: does the square around it contain background or leave the image?"""
     padded = np.pad(mask, distance)
     found = np.zeros_like(mask)
     for y, x in np.argwhere(mask):
@@ -42,7 +42,7 @@ def slow_boundary(mask: np.ndarray, distance: int) -> np.ndarray:
     return found
 
 
-def test_nothing() -> None:
+def test_empty_masks() -> None:
     assert mask_runs(np.array([12])).shape == mask_runs(np.zeros(0, dtype=np.int64)).shape == (0, 2)
     assert pixel_count(EMPTY) == 0
     assert boundary_runs(EMPTY, 5, 2).shape == (0, 2)
@@ -53,7 +53,7 @@ def test_nothing() -> None:
 def test_runs_by_hand() -> None:
     assert mask_runs(np.array([2, 3, 1, 4, 2])).tolist() == [[2, 5], [6, 10]]
     assert mask_runs(np.array([0, 12])).tolist() == [[0, 12]]
-    # Runs of no pixels: of zeros between two runs of ones, of ones, and both in a row.
+    # Empty runs: of zeros between two runs of ones, of ones, and both in a row.
     assert mask_runs(np.array([1, 2, 0, 3, 4])).tolist() == [[1, 6]]
     assert mask_runs(np.array([1, 0, 2, 3, 0, 0, 4])).tolist() == [[3, 6]]
     assert mask_runs(np.array([1, 2, 0, 0, 0, 3])).tolist() == [[1, 6]]
@@ -89,14 +89,14 @@ def test_boundary_by_hand() -> None:
     mask = draw_mask("box", (2, 1, 8, 6), 9, 11)
     for distance, inside in ((1, 3 * 4), (2, 1 * 2), (3, 0)):
         assert pixel_count(boundary_runs(to_runs(mask), 9, distance)) == 30 - inside
-    # A full image has a boundary along its border: what is outside is not the mask.
+    # A full image has a boundary along its border.
     full = np.array([[0, 6 * 7]], dtype=np.int32)
     assert pixel_count(boundary_runs(full, 6, 1)) == 6 * 7 - 4 * 5
 
 
 def test_boundary_iou_by_hand() -> None:
-    # Boxes of 10 x 10, one a column further: boundaries of 36 pixels. They share the upper and
-    # lower rows' 9 columns, and the inner side of neither: 18 / (36 + 36 - 18).
+    # Boxes of 10 x 10 shifted by one column have boundaries of 36 pixels, which share 9 columns of
+    # the top and bottom rows: 18 / (36 + 36 - 18).
     first, second = (draw_mask("box", (x, 3, x + 10, 13), 20, 20) for x in (3, 4))
     edges = [boundary_runs(to_runs(mask), 20, 1) for mask in (first, second)]
     assert runs_iou(*edges) == 18 / 54
@@ -139,12 +139,12 @@ def test_iou_equals_pixels() -> None:
     rng = np.random.default_rng(1)
     for mask in random_masks(60, seed=1):
         other = np.roll(mask, rng.integers(-3, 4, 2), (0, 1))
-        either = (mask | other).sum()
-        expected = (mask & other).sum() / either if either else 1.0
+        union = (mask | other).sum()
+        expected = (mask & other).sum() / union if union else 1.0
         assert runs_iou(to_runs(mask), to_runs(other)) == expected
 
 
-def test_types_mix() -> None:
+def test_int32_and_int64_runs_can_be_mixed() -> None:
     mask = random_masks(1, seed=2)[0]
     runs = to_runs(mask)
     wide = runs.astype(np.int64)
@@ -152,8 +152,8 @@ def test_types_mix() -> None:
     assert np.array_equal(boundary_runs(wide, len(mask), 2), boundary_runs(runs, len(mask), 2))
 
 
-def test_work_does_not_follow_the_pixels() -> None:
-    # 10^10 pixels in 2 runs would take minutes and gigabytes if they were looked at.
+def test_time_does_not_grow_with_the_number_of_pixels() -> None:
+    # Processing 10^10 pixels would take minutes and gigabytes.
     height, width = 5_000_000, 2_000
     runs = np.array([[0, height], [3 * height, 3 * height + 100]])
     found = boundary_runs(runs, height, 20)

@@ -6,7 +6,7 @@ from pycocotools import mask as coco_mask
 
 from meinst.ops.outlines import mask_to_polygons
 
-# pycocotools 2.0 does not know NumPy 2's copy argument.
+# pycocotools 2.0 does not support the copy argument of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -31,7 +31,7 @@ def count_parts(mask: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (1, 1), (3, 4)])
-def test_empty_mask_has_no_polygon(shape):
+def test_empty_mask_has_no_polygons(shape):
     assert mask_to_polygons(np.zeros(shape, dtype=bool)) == []
 
 
@@ -40,30 +40,30 @@ def test_one_pixel():
     assert mask_to_polygons(np.ones((1, 1), dtype=bool), (5, 2)) == [[5, 2, 6, 2, 6, 3, 5, 3]]
 
 
-def test_hole_is_reached_over_a_slit():
+def test_hole_is_connected_by_a_slit():
     mask = np.ones((3, 3), dtype=bool)
     mask[1, 1] = False
-    # From the hole's top left corner (1, 1) straight up to (1, 0) on the outer walk and back.
+    # A slit from the top left corner of the hole (1, 1) up to (1, 0) on the outline and back.
     assert mask_to_polygons(mask) == [[0, 0, 1, 0, 1, 2, 2, 2, 2, 1, 1, 1, 1, 0, 3, 0, 3, 3, 0, 3]]
 
 
-def test_pixels_that_touch_at_a_corner_are_apart():
+def test_diagonal_pixels_are_separate_parts():
     mask = np.array([[1, 0], [0, 1]], dtype=bool)
     assert mask_to_polygons(mask) == [[0, 0, 1, 0, 1, 1, 0, 1], [1, 1, 2, 1, 2, 2, 1, 2]]
 
 
-@pytest.mark.parametrize("kind", ["noise", "blobs", "few holes"])
-def test_pycocotools_gives_back_the_same_pixels(kind):
-    random = np.random.default_rng(len(kind))
+@pytest.mark.parametrize("pattern", ["noise", "blobs", "few holes"])
+def test_pycocotools_restores_the_same_pixels(pattern):
+    random = np.random.default_rng(len(pattern))
     holes = 0
     for _ in range(700):
         height, width = random.integers(1, 20, 2)
         noise = random.random((height + 2, width + 2))
-        if kind == "blobs":
+        if pattern == "blobs":
             windows = np.lib.stride_tricks.sliding_window_view(noise, (3, 3))
             mask = windows.mean((2, 3)) < 0.5
         else:
-            mask = noise[1:-1, 1:-1] < (random.random() if kind == "noise" else 0.93)
+            mask = noise[1:-1, 1:-1] < (random.random() if pattern == "noise" else 0.93)
         before = mask.copy()
         left, top, right, bottom = (int(number) for number in random.integers(0, 4, 4))
         whole = np.pad(mask, ((top, bottom), (left, right)))

@@ -11,7 +11,7 @@ from meinst.ops.paste import crop_masks, paste_masks, pixel_windows, soft_masks_
 
 
 def sampled(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The rule by grid_sample over the whole image: values (N, H, W)."""
+    """Sample soft masks with grid_sample over the whole image: ``(N, H, W)``."""
     height, width = size
     values = []
     for mask, (x1, y1, x2, y2) in zip(soft, boxes, strict=True):
@@ -27,31 +27,31 @@ def coco_counts(masks: Tensor) -> list[str]:
     return [rle["counts"].decode() for rle in encoded]
 
 
-def random_soft(generator: torch.Generator, count: int, size: int, kind: int) -> Tensor:
+def random_soft(generator: torch.Generator, count: int, size: int, variant: int) -> Tensor:
     noise = torch.rand(count, size, size, generator=generator)
-    if kind == 0:
+    if variant == 0:
         return noise
-    if kind == 1:  # binary: values of exactly one half occur on the way
+    if variant == 1:  # binary: interpolated values of exactly one half occur
         return (noise >= 0.5).float()
     smooth = F.avg_pool2d(noise[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
-    return torch.sigmoid(40 * (smooth - 0.5)) if kind == 2 else (noise < 0.97).float()
+    return torch.sigmoid(40 * (smooth - 0.5)) if variant == 2 else (noise < 0.97).float()
 
 
 def random_boxes(
-    generator: torch.Generator, count: int, size: tuple[int, int], kind: int
+    generator: torch.Generator, count: int, size: tuple[int, int], variant: int
 ) -> Tensor:
     extent = torch.tensor([size[1], size[0]], dtype=torch.float32)
     centre = torch.rand(count, 2, generator=generator) * extent
     half = torch.rand(count, 2, generator=generator) * extent * 0.6 + 1e-3
-    if kind == 1:  # below one pixel
+    if variant == 1:  # below one pixel
         half = torch.rand(count, 2, generator=generator) * 0.7 + 1e-3
     boxes = torch.cat((centre - half, centre + half), dim=1)
-    if kind == 2:  # on pixel borders, touching the image's edges
+    if variant == 2:  # on pixel borders, touching the image's edges
         boxes = boxes.round()
         boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
         boxes[: count // 2] = boxes[: count // 2].clamp(min=0).minimum(extent.repeat(2))
         boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-    if kind == 3:  # the image and more; sides on pixel centres
+    if variant == 3:  # the whole image or more; sides on pixel centres
         boxes = torch.cat((torch.zeros(count, 2), extent.expand(count, 2)), dim=1)
         shift = torch.randint(-3, 4, (count, 4), generator=generator) * 0.5
         boxes[1:] += shift[1:] * torch.tensor([1, 1, 0.5, 0.5])
@@ -70,7 +70,7 @@ def test_no_masks():
 
 def test_hand_computed_rle():
     # u = (x + 0.5 - x1) / (x2 - x1) * S - 0.5 = 0 and 1 for x = 1 and 2: value 1 each.
-    # Column after column: 3 out, 2 in, 1 out, 2 in, 4 out. Written: 3, 2, 1, 2 - 2, 4 - 1.
+    # Column by column: 3 out, 2 in, 1 out, 2 in, 4 out. Written as 3, 2, 1, 2 - 2, 4 - 1.
     soft, boxes = torch.ones(1, 2, 2), torch.tensor([[1.0, 0.0, 3.0, 2.0]])
     assert soft_masks_to_rle(soft, boxes, (3, 4)) == [{"size": [3, 4], "counts": "32103"}]
 
@@ -148,7 +148,7 @@ def test_image_of_one_pixel(value):
     [
         [3.0, 3.0, 3.0, 8.0],  # no width
         [3.5, 3.5, 3.5, 3.5],  # no area, on a pixel's centre
-        [8.0, 3.0, 3.0, 8.0],  # corners exchanged
+        [8.0, 3.0, 3.0, 8.0],  # corners swapped
         [3.6, 3.6, 4.4, 4.4],  # between pixel centres
         [-9.0, -9.0, -1.0, -1.0],  # outside
         [10.0, 0.0, 1e30, 10.0],  # outside and beyond any integer
@@ -164,7 +164,7 @@ def test_boxes_without_pixels_give_empty_masks(box):
     assert crop_masks(soft, boxes, (10, 10))[0][0].size == 0
 
 
-def test_values_that_are_no_numbers_are_background():
+def test_nan_is_background():
     soft = torch.full((1, 4, 4), float("nan"))
     assert not paste_masks(soft, torch.tensor([[0.0, 0.0, 9.0, 9.0]]), (9, 9)).any()
 
@@ -178,8 +178,8 @@ def test_no_full_size_masks_for_rle_and_crops():
     assert coco_mask.toBbox(rles[7]).tolist() == [59_980, 59_970, 20, 30]
 
 
-def test_windows_hold_the_pixel_centres_inside():
-    # Centres 1.5 .. 3.5 lie in 1.5 .. 3.9; centres 0.5 and 1.5 in -3 .. 2.
+def test_windows_contain_the_pixel_centres_inside_the_boxes():
+    # Centres 1.5 .. 3.5 are in 1.5 .. 3.9; centres 0.5 and 1.5 in -3 .. 2.
     windows = pixel_windows(np.array([[1.5, -3.0, 3.9, 2.0]]), (10, 20))
     assert windows.tolist() == [[1, 0, 3, 2]]
 
@@ -193,7 +193,7 @@ def test_windows_hold_the_pixel_centres_inside():
         (torch.ones(1, 4, 4), torch.full((1, 4), float("inf")), (5, 5), "finite"),
     ],
 )
-def test_faulty_arguments_are_errors(soft, boxes, size, message):
+def test_faulty_arguments_are_rejected(soft, boxes, size, message):
     for function in (soft_masks_to_rle, paste_masks, crop_masks):
         with pytest.raises(ValueError, match=message):
             function(soft, boxes, size)

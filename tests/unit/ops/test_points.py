@@ -1,7 +1,7 @@
 from meinst.ops.points import make_points
 
 
-def test_points_lie_in_the_middle_of_their_cells_row_by_row() -> None:
+def test_points_are_the_middles_of_their_cells_row_by_row() -> None:
     points, strides = make_points([(2, 3), (1, 1)], [8, 16])
     # (j * stride + stride // 2, i * stride + stride // 2)
     expected = [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12], [8, 8]]

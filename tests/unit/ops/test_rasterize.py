@@ -1,4 +1,4 @@
-"""Oracles: pycocotools' polygon rule and torchvision's RoIAlign."""
+"""Rasterisation compared with pycocotools and torchvision's RoIAlign."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from meinst.ops.rasterize import rasterize_polygons, sample_bitmaps
 
-# pycocotools 2.0.11 calls NumPy 2 in the old way.
+# pycocotools 2.0.11 uses a deprecated interface of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 Floats = NDArray[np.float64]
@@ -28,8 +28,8 @@ def by_pycocotools(parts: list[Floats], box: Floats, size: int) -> NDArray[np.ui
 
 
 BOW_TIE = [[0.0, 0], [5, 5], [5, 0], [0, 5]]
-# Polygons, (n, 2), of every kind that annotation files hold, and of some that they should not.
-KINDS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
+# Polygons (n, 2) as in annotation files, and some that should not occur in them.
+GENERATORS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
     "self-intersecting": lambda rng, n: rng.random((n, 2)) * 100,
     "tiny": lambda rng, n: rng.random((n, 2)) * 0.5 + 50,
     "whole numbers": lambda rng, n: rng.integers(0, 100, (n, 2)).astype(float),
@@ -59,11 +59,11 @@ def boxes_for(points: Floats, rng: np.random.Generator) -> list[Floats]:
         np.array([0.0, 0.0, 28.0, 28.0]),
     ]
     if (high - low).max() > 500:
-        return boxes  # pycocotools would walk for minutes around it, magnified
+        return boxes  # pycocotools would take minutes
     return [
         *boxes,
         corners.ravel(),
-        np.array([*low, low[0], high[1]]),  # no width: taken as 0.1
+        np.array([*low, low[0], high[1]]),  # no width: treated as 0.1
     ]
 
 
@@ -73,7 +73,7 @@ def test_no_polygons() -> None:
     assert masks.dtype == np.uint8
 
 
-def test_instance_without_parts_is_an_empty_mask() -> None:
+def test_instance_without_parts_gives_an_empty_mask() -> None:
     assert rasterize_polygons([[]], np.array([[0.0, 0, 1, 1]]), 4).sum() == 0
 
 
@@ -85,13 +85,13 @@ def test_left_half_of_the_box() -> None:
 
 
 @pytest.mark.parametrize("size", [28, 14, 7, 1, 57])
-@pytest.mark.parametrize("kind", KINDS)
-def test_equal_to_pycocotools(kind: str, size: int) -> None:
-    # 13 kinds x 5 sizes x 20 polygons x 5 boxes (3 for large ones): 6,100 masks.
-    rng = np.random.default_rng([list(KINDS).index(kind), size])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_equals_pycocotools(name: str, size: int) -> None:
+    # 13 generators x 5 sizes x 20 polygons x 5 boxes (3 for large ones): 6,100 masks.
+    rng = np.random.default_rng([list(GENERATORS).index(name), size])
     polygons, boxes = [], []
     for _ in range(20):
-        points = KINDS[kind](rng, int(rng.integers(3, 25)))
+        points = GENERATORS[name](rng, int(rng.integers(3, 25)))
         for box in boxes_for(points, rng):
             polygons.append([points.ravel()])
             boxes.append(box)
@@ -107,13 +107,13 @@ def test_parts_are_merged_by_union() -> None:
     expected = np.array([by_pycocotools(p, b, 28) for p, b in zip(polygons, boxes, strict=True)])
     masks = rasterize_polygons(polygons, boxes, 28)
     np.testing.assert_array_equal(masks, expected)
-    # Overlaps stay filled: a part twice is the part once.
+    # Overlaps stay filled: repeating a part does not change the mask.
     twice = rasterize_polygons([[p[0], p[0]] for p in polygons], boxes, 28)
     np.testing.assert_array_equal(twice, rasterize_polygons([[p[0]] for p in polygons], boxes, 28))
     assert twice.any()
 
 
-def test_parts_of_fewer_than_three_points_enclose_nothing() -> None:
+def test_parts_of_fewer_than_three_points_are_empty() -> None:
     square = np.array([1.0, 1, 9, 1, 9, 9, 1, 9])
     short = [np.array([]), np.array([5.0, 5]), np.array([0.0, 0, 10, 10])]
     box = np.array([[0.0, 0, 10, 10]])
@@ -123,13 +123,13 @@ def test_parts_of_fewer_than_three_points_enclose_nothing() -> None:
     )
 
 
-def test_beyond_the_range_of_pycocotools_a_huge_polygon_still_covers() -> None:
-    # 32-bit coordinates overflow there; here the square from -1e30 to 1e30 fills the grid.
+def test_polygon_beyond_32_bits_covers_the_grid() -> None:
+    # 32-bit coordinates would overflow in pycocotools.
     square = np.array([-1e30, -1e30, 1e30, -1e30, 1e30, 1e30, -1e30, 1e30])
     assert rasterize_polygons([[square]], np.array([[0.0, 0, 10, 10]]), 28).min() == 1
 
 
-def test_arguments_are_unchanged_and_instances_independent() -> None:
+def test_arguments_are_not_changed_and_instances_are_independent() -> None:
     rng = np.random.default_rng(2)
     polygons = [[rng.random(12) * 50] for _ in range(30)]
     boxes = np.tile([5.0, 5, 40, 45], (30, 1))
@@ -145,13 +145,15 @@ def test_arguments_are_unchanged_and_instances_independent() -> None:
 @pytest.mark.parametrize(
     ("polygon", "boxes", "message"),
     [
-        ([0.0, 0, 1, 1, 2], [[0.0, 0, 1, 1]], "length is even; part 1 has 5"),
-        ([0.0, 0, 1, np.nan, 2, 3], [[0.0, 0, 1, 1]], "part 1 holds NaN"),
+        ([0.0, 0, 1, 1, 2], [[0.0, 0, 1, 1]], "part 1 has 5"),
+        ([0.0, 0, 1, np.nan, 2, 3], [[0.0, 0, 1, 1]], "part 1 contains NaN"),
         ([0.0, 0, 1, 1, 2, 3], [[0.0, 0, np.inf, 1]], "box 0 is"),
-        ([0.0, 0, 1, 1, 2, 3], np.zeros((2, 4)), r"shape \(1, 4\), found \(2, 4\)"),
+        ([0.0, 0, 1, 1, 2, 3], np.zeros((2, 4)), r"\(1, 4\).*found \(2, 4\)"),
     ],
 )
-def test_faulty_polygons(polygon: list[float], boxes: list[list[float]], message: str) -> None:
+def test_faulty_polygons_are_rejected(
+    polygon: list[float], boxes: list[list[float]], message: str
+) -> None:
     parts = [np.array([0.0, 0, 1, 0, 1, 1]), np.array(polygon)]
     with pytest.raises(ValueError, match=message):
         rasterize_polygons([parts], np.array(boxes), 28)
@@ -160,17 +162,17 @@ def test_faulty_polygons(polygon: list[float], boxes: list[list[float]], message
 def by_roi_align(bitmap: NDArray[np.bool_], box: Floats, size: int) -> NDArray[np.bool_]:
     from torchvision.ops import roi_align
 
-    picture = torch.from_numpy(bitmap[None, None].astype(np.float32))
+    image = torch.from_numpy(bitmap[None, None].astype(np.float32))
     boxes = [torch.from_numpy(box[None].astype(np.float32))]
-    return (roi_align(picture, boxes, (size, size), 1.0, 0, True)[0, 0] >= 0.5).numpy()
+    return (roi_align(image, boxes, (size, size), 1.0, 0, True)[0, 0] >= 0.5).numpy()
 
 
-def drawn_bitmap(rng: np.random.Generator, kind: int) -> NDArray[np.bool_]:
+def random_bitmap(rng: np.random.Generator, variant: int) -> NDArray[np.bool_]:
     height, width = rng.integers(1, 110, 2)
-    if kind == 0:
+    if variant == 0:
         return rng.random((height, width)) < 0.5
     bitmap = np.zeros((height, width), dtype=bool)
-    if kind == 1:
+    if variant == 1:
         bitmap[rng.integers(0, height) :, rng.integers(0, width) :] = True
     else:
         y, x = np.mgrid[:height, :width]
@@ -183,7 +185,7 @@ def test_no_bitmaps() -> None:
     assert masks.shape == (0, 28, 28)
 
 
-def test_each_cell_is_a_pixel_when_the_box_has_the_grids_size() -> None:
+def test_box_of_the_size_of_the_grid_copies_the_pixels() -> None:
     bitmap = np.random.default_rng(0).random((6, 6)) < 0.5
     box = np.array([[1.0, 2, 5, 6]])
     mask = sample_bitmaps([bitmap], np.zeros((1, 2), dtype=np.int64), box, 4)[0]
@@ -191,15 +193,15 @@ def test_each_cell_is_a_pixel_when_the_box_has_the_grids_size() -> None:
 
 
 @pytest.mark.parametrize("size", [28, 14, 5])
-def test_equal_to_roi_align(size: int) -> None:
+def test_equals_roi_align(size: int) -> None:
     rng = np.random.default_rng(size)
     filled = 0
     for k in range(400):
-        bitmap = drawn_bitmap(rng, k % 3)
+        bitmap = random_bitmap(rng, k % 3)
         sides = np.array(bitmap.shape[::-1])
         box = (np.sort(rng.random((2, 2)) * 1.3 - 0.15, axis=0) * sides).ravel()
         if k % 2:
-            box = np.round(box)  # of no width at times
+            box = np.round(box)  # sometimes of no width
         if k % 5 == 0:
             box = np.array([0.0, 0, *sides])
         mask = sample_bitmaps(
@@ -210,29 +212,29 @@ def test_equal_to_roi_align(size: int) -> None:
     assert filled > 1000
 
 
-def test_cut_out_gives_the_same_as_the_whole_picture() -> None:
+def test_crop_gives_the_same_mask_as_the_whole_image() -> None:
     rng = np.random.default_rng(8)
     for _ in range(100):
-        picture = np.zeros((90, 120), dtype=bool)
+        image = np.zeros((90, 120), dtype=bool)
         x1, x2 = np.sort(rng.choice(121, 2, replace=False))
         y1, y2 = np.sort(rng.choice(91, 2, replace=False))
-        picture[y1:y2, x1:x2] = rng.random((y2 - y1, x2 - x1)) < 0.8
+        image[y1:y2, x1:x2] = rng.random((y2 - y1, x2 - x1)) < 0.8
         box = np.array([x1, y1, x2, y2]) + rng.normal(0, 1, 4)
         offsets, sizes = np.array([[x1, y1]]), np.array([[90, 120]])
-        mask = sample_bitmaps([picture[y1:y2, x1:x2]], offsets, box[None], 28, sizes)[0]
-        np.testing.assert_array_equal(mask, by_roi_align(picture, box, 28))
+        mask = sample_bitmaps([image[y1:y2, x1:x2]], offsets, box[None], 28, sizes)[0]
+        np.testing.assert_array_equal(mask, by_roi_align(image, box, 28))
 
 
-def test_without_image_sizes_the_background_goes_on() -> None:
+def test_without_image_sizes_the_outside_is_background() -> None:
     rng = np.random.default_rng(9)
     for k in range(100):
-        bitmap = drawn_bitmap(rng, k % 3)
+        bitmap = random_bitmap(rng, k % 3)
         box = np.array([0.0, 0, *bitmap.shape[::-1]]) + rng.normal(0, 2, 4)
         mask = sample_bitmaps([bitmap], np.array([[40, 40]]), box[None] + 40, 28)[0]
         np.testing.assert_array_equal(mask, by_roi_align(np.pad(bitmap, 40), box + 40, 28))
 
 
-def test_bitmaps_are_read_in_any_layout_and_not_changed() -> None:
+def test_any_memory_layout_is_accepted_and_bitmaps_are_not_changed() -> None:
     rng = np.random.default_rng(3)
     bitmap = (rng.random((40, 30)) < 0.5).astype(np.uint8)
     copy = bitmap.copy()
@@ -243,13 +245,13 @@ def test_bitmaps_are_read_in_any_layout_and_not_changed() -> None:
     np.testing.assert_array_equal(bitmap, copy)
 
 
-def test_faulty_bitmaps() -> None:
+def test_faulty_bitmaps_are_rejected() -> None:
     offsets, box = np.zeros((1, 2), dtype=np.int64), np.array([[0.0, 0, 4, 4]])
     with pytest.raises(ValueError, match="bitmap 0 is float64"):
         sample_bitmaps([np.zeros((4, 4))], offsets, box, 28)  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"bitmap 0 is bool of shape \(4,\)"):
         sample_bitmaps([np.zeros(4, dtype=bool)], offsets, box, 28)
-    with pytest.raises(ValueError, match=r"offsets \(1, 2\), found \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"offsets must be \(1, 2\).*found \(2, 2\)"):
         sample_bitmaps([np.zeros((4, 4), dtype=bool)], np.zeros((2, 2), dtype=np.int64), box, 28)
     with pytest.raises(ValueError, match="Boxes must be finite"):
         sample_bitmaps([np.zeros((4, 4), dtype=bool)], offsets, box * np.nan, 28)

@@ -1,0 +1,1 @@
+"""Fit, compare and evaluate mask codecs; needs no detector."""

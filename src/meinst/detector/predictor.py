@@ -1,0 +1,277 @@
+"""Everything around a network: images in, compact detections out.
+
+:class:`Predictor` resizes images, normalises and pads them, runs ``network`` and selects
+detections. :class:`meinst.detector.meinst.MEInst` is the PyTorch network;
+:class:`meinst.models.exported.ExportedMEInst` runs the same network in OpenVINO or ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias, overload
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from meinst.codecs import Codec
+from meinst.data.images import ImageLike, to_rgb
+from meinst.data.transforms import ResizedImage, ResizeOptions, resize_image
+from meinst.detections import Detections
+from meinst.detector.head import HeadOptions
+from meinst.detector.mask_refinement import MaskRefiner
+from meinst.detector.select import ImageSizes, SelectOptions, select_detections
+from meinst.options import check_range
+from meinst.types import HeadOutputs
+
+ModelInput: TypeAlias = "ImageLike | ResizedImage"
+PAD_MULTIPLE = 32  # the coarsest stride of common backbones
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The architecture of the network.
+
+    Attributes:
+        backbone: a timm model that supports ``features_only``.
+        backbone_levels: timm's ``out_indices``; index ``i`` has stride ``2 ** (i + 1)``.
+        strides: strides of the pyramid's levels; at most two more than backbone levels.
+        distance_limits: for every level but the last, the largest distance in pixels from a point
+            to a side of its box.
+        channels: channels of the pyramid and the head; a multiple of their norm groups.
+        pyramid_norm_groups: groups of the group norm after each conv of the pyramid; 0 for none.
+        head: the layers of the head.
+        refine_channels: channels of the features for mask refinement
+            (:mod:`meinst.detector.mask_refinement`); 0 for no refinement.
+        stride_in_1x1: whether a ResNet's stride is in the first 1x1 conv of a stage, as in MSRA's
+            weights and the published models, instead of the 3x3 conv.
+        frozen_norm: whether the backbone's batch norms are frozen.
+        channel_order: order of the channels in the network's input.
+        pixel_mean: mean of the channels R, G, B (0 to 255), subtracted from the pixels.
+        pixel_std: standard deviation of the channels R, G, B, by which pixels are divided.
+    """
+
+    backbone: str = "tf_efficientnet_lite0"
+    backbone_levels: tuple[int, ...] = (2, 3, 4)
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    distance_limits: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
+    channels: int = 128
+    pyramid_norm_groups: int = 0
+    head: HeadOptions = field(default_factory=HeadOptions)
+    refine_channels: int = 0
+    stride_in_1x1: bool = False
+    frozen_norm: bool = False
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    pixel_mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
+    pixel_std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+
+    def __post_init__(self) -> None:
+        """Reject sizes that do not fit together."""
+        check_range(self, 1, math.inf, "channels")
+        check_range(self, 0, math.inf, "pyramid_norm_groups", "refine_channels")
+        if not self.backbone_levels or any(b <= a for a, b in pairwise(self.backbone_levels)):
+            raise ValueError(
+                f"backbone_levels must be increasing and not empty, got {self.backbone_levels}."
+            )
+        if min(self.pixel_std) <= 0:
+            raise ValueError(f"pixel_std must be above 0, got {self.pixel_std}.")
+        if len(self.distance_limits) != len(self.strides) - 1:
+            raise ValueError(
+                f"distance_limits has {len(self.distance_limits)} numbers for "
+                f"{len(self.strides)} strides: give one fewer than strides."
+            )
+        if any(after != 2 * before for before, after in pairwise(self.strides)):
+            raise ValueError(f"strides must double from level to level, got {self.strides}.")
+        if any(after <= before for before, after in pairwise((0.0, *self.distance_limits))):
+            raise ValueError(
+                f"distance_limits must be positive and increasing, got {self.distance_limits}."
+            )
+        if self.refine_channels and self.backbone_levels[0] == 0:
+            raise ValueError(
+                "refine_channels needs a backbone level before the first of backbone_levels = "
+                f"{self.backbone_levels}: leave out level 0."
+            )
+        for groups in (self.head.norm_groups, self.pyramid_norm_groups):
+            if groups and self.channels % groups:
+                raise ValueError(
+                    f"channels = {self.channels} is not a multiple of norm_groups = {groups}: "
+                    "change one of them."
+                )
+
+
+class Predictor(nn.Module, ABC):
+    """Base class of all models that turn images into detections.
+
+    Args:
+        class_names: names of the ``C`` classes, in the order of the logits.
+        codec: encodes and decodes masks; part of the model, its arrays are buffers.
+        options: the architecture of the network.
+        resize: the size images are resized to before the network.
+        selection: what counts as a detection, unless a call overrides it.
+
+    Attributes:
+        metadata: further content of the model's file (recipe, metrics), which
+            :func:`meinst.save_model` writes again.
+
+    Raises:
+        ValueError: if there are no classes, or the codec has bases for other classes.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        codec: Codec,
+        options: ModelOptions,
+        resize: ResizeOptions,
+        selection: SelectOptions,
+    ) -> None:
+        super().__init__()
+        self.options = options
+        self.resize_options = resize
+        self.selection = selection
+        self.metadata: dict[str, Any] = {}
+        self.class_names = tuple(class_names)
+        if not self.class_names:
+            raise ValueError("class_names is empty: a model has at least one class.")
+        if codec.class_names not in (None, self.class_names):
+            raise ValueError(
+                f"the codec has bases for the classes {codec.class_names}, the model has "
+                f"{self.class_names}: use codec.for_classes(class_names)."
+            )
+        self.codec = codec
+        self.refiner = MaskRefiner(options.refine_channels) if options.refine_channels else None
+        self.register_buffer("pixel_mean", torch.tensor(options.pixel_mean).view(3, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(options.pixel_std).view(3, 1, 1), False)
+
+    def forward(self, images: Sequence[Tensor]) -> HeadOutputs:
+        """Predict for a batch, in training and in evaluation mode alike.
+
+        Args:
+            images: ``B`` images ``(3, H, W)`` of any sizes, RGB, 0 to 255, uint8.
+        """
+        return self.network(self.prepare(images))
+
+    def prepare(self, images: Sequence[Tensor]) -> Tensor:
+        """Normalise images and pad them on the right and bottom with zeros: ``(B, 3, H, W)``.
+
+        The sides of the result are multiples of :data:`PAD_MULTIPLE`.
+        """
+        height = -(-max(image.shape[1] for image in images) // PAD_MULTIPLE) * PAD_MULTIPLE
+        width = -(-max(image.shape[2] for image in images) // PAD_MULTIPLE) * PAD_MULTIPLE
+        pixels = self.pixel_mean.new_zeros((len(images), 3, height, width))
+        for padded, image in zip(pixels, images, strict=True):
+            normalised = (image.to(padded.device) - self.pixel_mean) / self.pixel_std
+            if self.options.channel_order == "bgr":
+                normalised = normalised.flip(0)
+            padded[:, : image.shape[1], : image.shape[2]] = normalised
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    @abstractmethod
+    def network(self, pixels: Tensor) -> HeadOutputs:
+        """Run the network on prepared pixels ``(B, 3, H, W)``."""
+
+    def fuse(self) -> Self:
+        """Make the model faster for inference, in place; it can then not be trained or saved."""
+        return self
+
+    def resize(self, image: ImageLike) -> ResizedImage:
+        """Resize an image for the network; :meth:`predict` does it where necessary.
+
+        Raises:
+            ValueError: if the image cannot be read.
+        """
+        original = to_rgb(image)
+        return ResizedImage(original, resize_image(original, self.resize_options))
+
+    @overload
+    def predict(
+        self,
+        image: ModelInput,
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self,
+        image: list[ModelInput] | tuple[ModelInput, ...],
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> list[Detections]: ...
+
+    def predict(
+        self,
+        image: ModelInput | list[ModelInput] | tuple[ModelInput, ...],
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Detections | list[Detections]:
+        """Detect the objects in one image, or in several images as one batch.
+
+        Args:
+            image: a path, a PIL image, an ``(H, W, 3)`` uint8 RGB array or the result of
+                :meth:`resize`; or a list of these.
+            score_threshold: smallest score of a detection, 0 to 1; the model's own if None.
+            max_detections: limit of detections per image; the model's own if None.
+
+        Returns:
+            The detections, best first, in pixels of the given image; a list for a list.
+
+        Raises:
+            ValueError: if an image cannot be read or a threshold is out of range.
+        """
+        selection = self.selection.override(score_threshold, max_detections)
+        if isinstance(image, (list, tuple)):
+            return self.predict_batch(image, selection)
+        return self.predict_batch([image], selection)[0]
+
+    @torch.no_grad()
+    def predict_batch(
+        self, images: Sequence[ModelInput], selection: SelectOptions | None = None
+    ) -> list[Detections]:
+        """Detect the objects in several images.
+
+        Args:
+            images: as for :meth:`predict`.
+            selection: what counts as a detection; the model's own if None.
+
+        Raises:
+            ValueError: if an image cannot be read.
+        """
+        resized = [i if isinstance(i, ResizedImage) else self.resize(i) for i in images]
+        sizes = [ImageSizes(i.original.shape[:2], i.resized.shape[:2]) for i in resized]
+        detections: dict[int, Detections] = {}
+        # Only images of one padded size share a batch: padding would change the group norms.
+        for group in _same_padded_size(sizes):
+            with torch.inference_mode():  # not around everything: results are ordinary tensors
+                outputs = self(
+                    [torch.from_numpy(resized[i].resized).permute(2, 0, 1) for i in group]
+                )
+            selected = select_detections(
+                outputs,
+                [sizes[i] for i in group],
+                self.codec,
+                self.class_names,
+                selection or self.selection,
+                self.refiner,
+            )
+            detections.update(zip(group, selected, strict=True))
+        return [detections[i] for i in range(len(images))]
+
+
+def _same_padded_size(sizes: Sequence[ImageSizes]) -> list[list[int]]:
+    """Indices of images that are padded to the same size."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        height, width = (-(-side // PAD_MULTIPLE) for side in size.resized)
+        groups.setdefault((height, width), []).append(index)
+    return list(groups.values())

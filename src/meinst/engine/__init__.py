@@ -1,1 +1,0 @@
-"""What a user does with a model: train, evaluate, predict, save and load."""

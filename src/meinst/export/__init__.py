@@ -1,0 +1,1 @@
+"""Models as OpenVINO and ONNX graphs."""

@@ -1,0 +1,1 @@
+"""Models on data: evaluation, and prediction on files."""

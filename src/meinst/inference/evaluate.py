@@ -1,0 +1,177 @@
+"""Evaluate a model on annotated images: COCO's average precision of boxes and masks.
+
+Of each image only boxes, scores and run-length-encoded masks are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from meinst.data.coco import CocoData, ImageRecord
+from meinst.data.ground_truth import ClassMatch, ground_truth, match_classes
+from meinst.data.images import ImageError, Pixels, load_image
+from meinst.data.metrics import APSummary, coco_metrics
+from meinst.detections import Detections
+from meinst.detector.predictor import Predictor
+from meinst.inference.prefetch import predict_iter
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Result of :func:`evaluate`.
+
+    Attributes:
+        bbox: average precision of the boxes.
+        segm: average precision of the masks.
+        max_detections: limit of detections per image, and COCO's limit per image and class.
+        images: number of images, failed ones included.
+        instances: number of objects to find, without crowds, of the measured categories.
+        detections: number of detections.
+        classes: which classes were measured.
+        failures: images that count as having no detections.
+    """
+
+    bbox: APSummary
+    segm: APSummary
+    max_detections: int
+    images: int
+    instances: int
+    detections: int
+    classes: ClassMatch
+    failures: tuple[Failure, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file; paths as text."""
+        return {
+            "bbox": self.bbox.to_dict(),
+            "segm": self.segm.to_dict(),
+            "max_detections": self.max_detections,
+            "images": self.images,
+            "instances": self.instances,
+            "detections": self.detections,
+            "classes_only_in_model": list(self.classes.only_model),
+            "classes_only_in_annotations": list(self.classes.only_data),
+            "failures": [
+                {"file": str(failure.path), "reason": failure.reason} for failure in self.failures
+            ],
+        }
+
+
+def evaluate(
+    model: Predictor,
+    data: CocoData,
+    *,
+    max_detections: int | None = None,
+    batch_size: int = 1,
+    on_image: Callable[[], None] | None = None,
+) -> Metrics:
+    """Run a model on annotated images and compute COCO's metrics.
+
+    Classes are matched to categories by name; others are not measured. Detections of any score
+    count. An image that cannot be read counts as one without detections.
+
+    Args:
+        model: in evaluation mode.
+        data: annotations with their images.
+        max_detections: limit of detections per image, and COCO's limit; the model's own if None.
+        batch_size: images per forward pass, where they have the same size.
+        on_image: called after each image.
+
+    Raises:
+        ValueError: if no class of the model is a category, or the limit is below 1.
+    """
+    limit = model.selection.override(max_detections=max_detections).max_detections
+    classes = match_classes(model.class_names, data)
+    results: list[Result] = []
+    failures: list[Failure] = []
+    for outcome in evaluation_results(model, data.images, classes, limit, batch_size):
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
+        else:
+            results += outcome
+        if on_image is not None:
+            on_image()
+    metrics = coco_metrics(ground_truth(data), results, limit, classes.matched_ids)
+    return Metrics(
+        metrics.bbox,
+        metrics.segm,
+        max_detections=limit,
+        images=len(data.images),
+        instances=count_objects(data, classes),
+        detections=len(results),
+        classes=classes,
+        failures=tuple(failures),
+    )
+
+
+def evaluation_results(
+    model: Predictor,
+    records: Sequence[ImageRecord],
+    classes: ClassMatch,
+    max_detections: int,
+    batch_size: int = 1,
+) -> Iterator[list[Result] | Failure]:
+    """For each image its detections as COCO results, or why it could not be read.
+
+    Detections of any score are included; those of unmatched classes are not.
+
+    Args:
+        model: in evaluation mode.
+        records: the images.
+        classes: the model's classes as categories.
+        max_detections: limit of detections per image.
+        batch_size: images per forward pass, where they have the same size.
+    """
+    selection = replace(model.selection, score_threshold=0.0, max_detections=max_detections)
+    predictions = predict_iter(model, records, _load, batch_size=batch_size, selection=selection)
+    for prediction in predictions:
+        try:
+            _, detections = prediction.result()
+        except ImageError as error:
+            yield Failure(_path(prediction.source), str(error))
+        else:
+            yield _to_results(detections, prediction.source, classes)
+
+
+def count_objects(data: CocoData, classes: ClassMatch) -> int:
+    """Number of objects to find: instances of matched categories that are not crowds."""
+    measured = [data.category_ids.index(category) for category in classes.matched_ids]
+    return sum(
+        int((np.isin(instances.labels, measured) & ~instances.crowd).sum())
+        for instances in data.instances
+    )
+
+
+def _load(record: ImageRecord) -> Pixels:
+    return load_image(_path(record), (record.width, record.height))
+
+
+def _to_results(detections: Detections, record: ImageRecord, classes: ClassMatch) -> list[Result]:
+    matched = torch.tensor([category is not None for category in classes.category_ids])
+    ids = [category or 0 for category in classes.category_ids]  # unmatched ids are never used
+    return detections[matched[detections.labels.cpu()]].to_coco(record.id, ids)
+
+
+def _path(record: ImageRecord) -> Path:
+    if record.path is None:
+        raise ValueError(
+            f"image {record.id} has no file: read the annotations with their image folder, "
+            "read_coco(annotations, images)."
+        )
+    return record.path

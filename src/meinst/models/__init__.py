@@ -1,0 +1,1 @@
+"""Whatever loads or saves a model: checkpoints, recipes, exports, shipped models."""

@@ -1,0 +1,163 @@
+"""Exported models: OpenVINO or ONNX Runtime runs the network, everything else is the same.
+
+An export is a folder with the network alone as a graph (``model.xml`` and ``model.bin`` for
+OpenVINO, ``model.onnx`` for ONNX Runtime) and ``meinst.safetensors``. The graph maps prepared
+pixels ``(B, 3, H, W)``, for any batch and any size in steps of 32, to the outputs named by
+:func:`output_names`. ``meinst.safetensors`` holds codec, class names, input size, selection and
+mask refiner. Points and strides follow from the size of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from meinst.codecs import Codec
+from meinst.detector.predictor import ModelOptions, Predictor
+from meinst.models.model_file import (
+    EXPORT_FORMAT,
+    ModelFileError,
+    build_codec,
+    load_tensors,
+    read_format,
+    read_model_file,
+)
+from meinst.models.recipe import Recipe
+from meinst.ops.points import make_points
+from meinst.types import HeadOutputs
+
+Format = Literal["openvino", "onnx"]
+Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
+
+DESCRIPTION = "meinst.safetensors"
+GRAPHS: dict[Format, str] = {"openvino": "model.xml", "onnx": "model.onnx"}
+INPUT = "pixels"
+
+
+def output_names(options: ModelOptions) -> tuple[str, ...]:
+    """Names of a graph's outputs, in order: fields of :class:`~meinst.types.HeadOutputs`."""
+    names = ("logits", "boxes", "centerness", "codes")
+    return (*names, "refinement") if options.refine_channels else names
+
+
+class ExportedMEInst(Predictor):
+    """A model whose network another engine runs, on the CPU.
+
+    Args:
+        class_names: names of the ``C`` classes, in the order of the logits.
+        codec: the codec of the exported model.
+        recipe: its architecture, input size and selection.
+        run: maps prepared pixels to the outputs named by :func:`output_names`.
+    """
+
+    def __init__(self, class_names: Sequence[str], codec: Codec, recipe: Recipe, run: Run) -> None:
+        super().__init__(class_names, codec, recipe.model, recipe.resize, recipe.selection)
+        self._run = run
+
+    def network(self, pixels: Tensor) -> HeadOutputs:
+        """Run the exported graph on prepared pixels ``(B, 3, H, W)``."""
+        height, width = pixels.shape[2:]
+        # Every stride-2 layer rounds up, so a level's size is the input's over its stride.
+        sizes = [(-(-height // stride), -(-width // stride)) for stride in self.options.strides]
+        points, strides = make_points(sizes, self.options.strides, pixels.device)
+        arrays = self._run(pixels.detach().cpu().contiguous().numpy())
+        outputs = {
+            name: torch.from_numpy(array).to(pixels.device)
+            for name, array in zip(output_names(self.options), arrays, strict=True)
+        }
+        if "refinement" in outputs:  # the layout of the network itself, faster to sample
+            outputs["refinement"] = outputs["refinement"].contiguous(
+                memory_format=torch.channels_last
+            )
+        return HeadOutputs(
+            **outputs,
+            points=points,
+            strides=strides,
+            level_sizes=tuple(rows * columns for rows, columns in sizes),
+        )
+
+
+def load_exported(folder: Path) -> ExportedMEInst:
+    """Load a folder that ``meinst export`` wrote.
+
+    Raises:
+        ModelFileError: if the folder is not an export.
+        ImportError: if OpenVINO or ONNX Runtime, whichever is needed, is not installed.
+    """
+    formats: list[Format] = [kind for kind, name in GRAPHS.items() if (folder / name).is_file()]
+    path = folder / DESCRIPTION
+    if len(formats) != 1 or not path.is_file():
+        best = folder / "best.safetensors"
+        remedy = f"{best}, the model of this run" if best.is_file() else "one of `meinst export`"
+        raise ModelFileError(
+            f"{folder}: a folder, but not an export ({DESCRIPTION} and one of "
+            f"{', '.join(GRAPHS.values())}). Use {remedy}."
+        )
+    info, tensors = read_model_file(path, EXPORT_FORMAT)
+    graph = folder / GRAPHS[formats[0]]
+    open_graph = _open_openvino if formats == ["openvino"] else _open_onnx
+    try:
+        run = open_graph(graph, output_names(info.recipe.model))
+    except ImportError:
+        raise
+    except Exception as error:  # each engine has its own classes for each kind of damage
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"{graph} cannot be opened ({reason}): export it again.") from error
+    model = ExportedMEInst(info.class_names, build_codec(info, path), info.recipe, run)
+    load_tensors(model, tensors, path)
+    model.metadata = {"recipe": info.recipe, "metrics": info.metrics}
+    return model.eval()
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export of any version, complete or not."""
+    return read_format(folder / DESCRIPTION) == EXPORT_FORMAT
+
+
+def import_extra(name: str) -> Any:
+    """Import a package of the extra "export".
+
+    Raises:
+        ImportError: if it is not installed, with the remedy.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"exported models need the package {name}: pip install 'meinst[export]'"
+        ) from error
+
+
+def _open_openvino(path: Path, outputs: Sequence[str]) -> Run:
+    core = import_extra("openvino").Core()
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        # By default, layers that are not quantised run in bfloat16 where the CPU supports it.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = core.compile_model(str(path), "CPU", options).create_infer_request()
+    one_at_a_time = Lock()
+
+    def run(pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        with one_at_a_time:
+            results = request.infer({INPUT: pixels}, share_inputs=True)
+        return [results[name] for name in outputs]
+
+    return run
+
+
+def _open_onnx(path: Path, outputs: Sequence[str]) -> Run:
+    onnxruntime = import_extra("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(outputs, {INPUT: pixels})

@@ -1,0 +1,121 @@
+"""Callbacks of a training run: moving average, checkpoints, progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    ModelCheckpoint,
+    TQDMProgressBar,
+    WeightAveraging,
+)
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class ResumableBar(TQDMProgressBar):
+    """Lightning's progress bar, with the correct total and speed in resumed runs too."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start at the current update; Lightning sets the total only at the start of an epoch."""
+        super().on_train_start(trainer, pl_module)
+        bar = self.train_progress_bar
+        bar.reset(total=int(trainer.num_training_batches))
+        bar.initial = trainer.global_step * trainer.accumulate_grad_batches
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``, the checkpoint with the highest validation score so far.
+
+    Lightning drops the best score when the folder was moved or copied, so that the next validation
+    would replace the file even with a lower score. Here the score is kept.
+
+    Args:
+        folder: folder of the checkpoints.
+        monitor: name of the score.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__(
+            folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the score, and the path of the file in the current folder."""
+
+        def in_folder(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        scores = {in_folder(path): score for path, score in state_dict["best_k_models"].items()}
+        moved = {name: in_folder(state_dict[name]) for name in paths}
+        super().load_state_dict(
+            {**state_dict, **moved, "best_k_models": scores, "dirpath": self.dirpath}
+        )
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes the state for ``--resume`` atomically, replacing the previous one.
+
+    It is written every ``every`` updates, after each validation, and on SIGTERM. The result of a
+    validation is part of the state, so an update that is followed by a validation is saved after
+    it; a run that is killed during the validation resumes from the previous state. Nothing is saved
+    between the batches that an update accumulates, since gradients are not part of the state.
+
+    Args:
+        path: the file.
+        every: number of updates between two saves.
+        validate_every: number of updates between two validations.
+    """
+
+    def __init__(self, path: Path, every: int, validate_every: int) -> None:
+        self.path = path
+        self.every = every
+        self.validate_every = validate_every
+        self.saved = 0  # update of the last save; 0 if none
+        self.complete = False  # whether the last batch completed an update
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count the state that a run resumes from as saved."""
+        self.saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *others: Any) -> None:
+        """Save after an update, unless a validation follows."""
+        *_, batch_index = others
+        self.complete = (batch_index + 1) % trainer.accumulate_grad_batches == 0
+        step = trainer.global_step
+        if self.complete and step % self.every == 0 and step % self.validate_every:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save, including the result of the validation."""
+        self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, _: Any, exception: BaseException) -> None:
+        """Save on SIGTERM; Lightning raises its exception only after the batch is finished."""
+        terminated = isinstance(exception, SIGTERMException)
+        if terminated and self.complete and trainer.global_step % self.validate_every:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.saved = trainer.global_step
+
+
+def make_ema(decay: float) -> WeightAveraging:
+    """Exponential moving average of the weights, which is validated and saved as the model.
+
+    Update ``n`` keeps the share ``min(decay, (1 + n) / (10 + n))`` of the average: with a constant
+    decay, the random initial weights would remain in it for thousands of updates.
+    """
+
+    @torch.no_grad()
+    def average(averages: Any, weights: Any, count: Any) -> None:
+        kept = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(averages), list(weights), 1 - kept)
+
+    # Buffers do not change in training: statistics of batch norms and the codec are fixed.
+    return WeightAveraging(use_buffers=False, multi_avg_fn=average)

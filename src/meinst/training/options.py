@@ -1,0 +1,83 @@
+"""The options of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from meinst.models.recipe import Recipe
+from meinst.options import check_range
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Data, output and start of a training run.
+
+    Attributes:
+        train_images: folder of the training images.
+        train_annotations: COCO annotations (JSON) of the training images.
+        val_images: folder of the validation images.
+        val_annotations: COCO annotations (JSON) of the validation images.
+        output: folder for the model, checkpoints, logs and plots.
+        recipe: how to train; by default the recipe of ``init``, or ``default``. With ``resume``,
+            by default the run's own.
+        init: a shipped model's name or a model file to start from. By default the backbone starts
+            from ImageNet weights and the rest from scratch.
+        backbone_weights: backbone weights converted by `meinst convert`. By default ImageNet
+            weights are taken from an installed package or from timm's hub.
+        random_backbone: start the backbone from random weights.
+        codec: a fitted codec (.npz). By default the codec of ``init``, or one fitted on the
+            training annotations.
+        resume: continue from the last checkpoint in the output folder, with its codec, weights
+            and seed; ``init``, ``backbone_weights``, ``random_backbone``, ``codec`` and ``seed``
+            are ignored.
+        seed: seed of the initial weights, the order of images and their augmentation.
+        devices: number of processes, one per device.
+        num_nodes: number of machines.
+        accelerator: auto, cpu or gpu.
+        precision: precision as named by Lightning, for example 32-true or bf16-mixed. By default
+            mixed where the CPU or GPU supports bfloat16.
+        images_per_device: images that a device processes at once. Fewer need less memory; updates
+            accumulate up to the recipe's batch size, with each part of a batch normalised by
+            itself. By default the batch size divided by the number of devices.
+        workers: processes per device that prepare images.
+        checkpoint_every: updates between saves of the last checkpoint.
+    """
+
+    train_images: Path
+    train_annotations: Path
+    val_images: Path
+    val_annotations: Path
+    output: Path
+    recipe: Recipe | None = None
+    init: str | None = None
+    backbone_weights: Path | None = None
+    random_backbone: bool = False
+    codec: Path | None = None
+    resume: bool = False
+    seed: int = 0
+    devices: int = 1
+    num_nodes: int = 1
+    accelerator: str = "auto"
+    precision: str | None = None
+    images_per_device: int | None = None
+    workers: int = 1
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        """Reject values that are out of range."""
+        names = ("devices", "num_nodes", "images_per_device", "checkpoint_every")
+        check_range(self, 1, math.inf, *names)
+        check_range(self, 0, math.inf, "workers")
+        check_range(self, 0, 2**32 - 1, "seed")  # the range of NumPy's seeds
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint from which ``resume`` continues."""
+        return self.output / "checkpoints" / "last.ckpt"
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes of the run."""
+        return self.devices * self.num_nodes

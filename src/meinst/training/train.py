@@ -1,0 +1,302 @@
+"""A training run, from annotation files to a model file for ``meinst predict``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import signal
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from meinst.data.coco import CocoData, read_coco
+from meinst.data.training_dataset import TrainingDataset
+from meinst.detector.meinst import MEInst
+from meinst.detector.select import SelectOptions
+from meinst.files import check_folder, write_atomically
+from meinst.models.checkpoint import save_model
+from meinst.models.recipe import Recipe
+from meinst.options import first_few, options_to_dict
+from meinst.training.callbacks import BestCheckpoint, LastCheckpoint, ResumableBar, make_ema
+from meinst.training.data_module import DataModule
+from meinst.training.initialize import check_start, find_recipe, make_model, with_codec_of
+from meinst.training.lightning_module import MONITORED, THRESHOLD, LitMEInst
+from meinst.training.options import TrainOptions
+from meinst.training.plots import draw_curves, draw_sheet, read_logs
+
+log = logging.getLogger("meinst")
+
+
+def train(options: TrainOptions) -> Path:
+    """Train a model.
+
+    Afterwards the output folder contains ``best.safetensors`` and ``last.safetensors``,
+    ``recipe.yaml``, ``codec.npz``, ``curves.png``, ``overlays.jpg``, ``metrics.json``, logs and
+    checkpoints.
+
+    Args:
+        options: data, output and start of the run.
+
+    Returns:
+        The path of ``best.safetensors``.
+
+    Raises:
+        FileNotFoundError: if a file, recipe or model does not exist.
+        ValueError: if annotations, recipe or model are faulty, or a new run would overwrite
+            another.
+        RuntimeError: if there are no ImageNet weights to start from.
+    """
+    check_start(options)
+    recipe = find_recipe(options)
+    per_device, accumulate = _split_batch(options, recipe)
+    check_folder(options.output)
+    train_data, val_data = _read_data(options)
+    seed = options.seed
+    if options.resume:
+        seed = _read_seed(options, accumulate, train_data)
+
+    L.seed_everything(seed, workers=True, verbose=False)
+    model = make_model(options, recipe, train_data)
+    recipe = with_codec_of(model, recipe, options)
+    model.backbone.freeze(recipe.optimizer.frozen_stages)
+    dataset = _make_dataset(train_data, recipe, model.codec.mask_size, seed)
+    num_samples = recipe.schedule.iterations * recipe.batch_size
+    data_module = DataModule(
+        dataset, num_samples, len(val_data), per_device, accumulate, options.workers
+    )
+    module = LitMEInst(model, recipe, val_data, seed)
+    for line in module.validation.classes.warnings:
+        log.warning("%s: %s", val_data.annotations, line)
+    with _quiet_lightning():
+        trainer, saving = _make_trainer(options, recipe, accumulate)
+        _write_start(options, recipe, model)
+        _fit(trainer, module, data_module, options, saving)
+    return _finish(options, recipe, module, trainer)
+
+
+def _make_dataset(data: CocoData, recipe: Recipe, mask_size: int, seed: int) -> TrainingDataset:
+    return TrainingDataset(
+        data, recipe.resize, recipe.augment, mask_size, seed=seed, skip_empty=recipe.skip_empty
+    )
+
+
+def _split_batch(options: TrainOptions, recipe: Recipe) -> tuple[int, int]:
+    """Images per device and batches per update.
+
+    Raises:
+        ValueError: if the batch size is not a multiple of both.
+    """
+    world = options.world_size
+    per_device = options.images_per_device or max(recipe.batch_size // world, 1)
+    accumulate, remainder = divmod(recipe.batch_size, per_device * world)
+    if remainder or not accumulate:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is not a multiple of {world} devices times "
+            f"{per_device} images_per_device: change one of them."
+        )
+    return per_device, accumulate
+
+
+def _read_data(options: TrainOptions) -> tuple[CocoData, CocoData]:
+    """Read and check the training and validation data, and log what was left out."""
+    train_data = read_coco(options.train_annotations, options.train_images)
+    val_data = read_coco(options.val_annotations, options.val_images)
+    if len(val_data) < options.world_size:
+        raise ValueError(
+            f"{val_data.annotations}: {len(val_data)} images for {options.world_size} processes, "
+            "but each process needs at least one: add images or use fewer --devices."
+        )
+    for data in (train_data, val_data):
+        if str(data.report):
+            log.warning("%s:\n%s", data.annotations, data.report)
+    return train_data, val_data
+
+
+def _read_seed(options: TrainOptions, accumulate: int, data: CocoData) -> int:
+    """The seed of the run to resume.
+
+    Raises:
+        ValueError: if batches or classes differ from those of the run.
+    """
+    saved = _read_checkpoint(options.last_checkpoint)
+    before = saved.get("accumulate", accumulate)
+    if before != accumulate:  # batches are counted, and validations depend on their number
+        raise ValueError(
+            f"{options.output}: this run accumulated {before} batches per update on each device, "
+            f"not {accumulate}: resume it with the --images-per-device and --devices that it "
+            "began with."
+        )
+    names = list(data.class_names)
+    if saved.get("class_names", names) != names:
+        raise ValueError(
+            f"{data.annotations}: its classes ({first_few(names)}) are not those of the run to "
+            f"resume ({first_few(saved['class_names'])}), in this order: use the annotations that "
+            "it began with, or start a new run with --init in another --output."
+        )
+    seed: int = saved["seed"]
+    return seed
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path}: not a complete checkpoint ({' '.join(str(error).split())[:80]}); restore it, "
+            "for example from the best.ckpt beside it."
+        ) from error
+    return checkpoint
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence notes of Lightning that do not concern this run, for as long as it lasts."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Frozen batch norms are intended.
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start")
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            # Samples are numbered, so a run can be resumed anywhere; see DataModule.
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
+            warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _make_trainer(
+    options: TrainOptions, recipe: Recipe, accumulate: int
+) -> tuple[L.Trainer, LastCheckpoint]:
+    schedule = recipe.schedule
+    last = options.last_checkpoint
+    validate_every = min(schedule.validate_every, schedule.iterations)
+    saving = LastCheckpoint(last, options.checkpoint_every, validate_every)
+    callbacks: list[Any] = [
+        BestCheckpoint(last.parent, MONITORED),
+        LearningRateMonitor("step"),
+        ResumableBar(refresh_rate=5),
+        saving,  # after BestCheckpoint, whose best score is part of the state
+    ]
+    if recipe.optimizer.ema_decay:
+        callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))
+    loggers = [
+        CSVLogger(options.output, name="logs"),
+        TensorBoardLogger(options.output, name="tensorboard"),
+    ]
+    try:
+        trainer = L.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            precision=options.precision or _best_precision(options.accelerator),  # type: ignore[arg-type]
+            max_steps=schedule.iterations,
+            max_epochs=-1,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=recipe.optimizer.clip_norm or None,
+            val_check_interval=validate_every * accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            log_every_n_steps=min(20, schedule.iterations),
+            use_distributed_sampler=False,
+            callbacks=callbacks,
+            logger=loggers,
+        )
+    except MisconfigurationException as error:  # an error of the user, but not a ValueError
+        raise ValueError(
+            f"--accelerator {options.accelerator} with --devices {options.devices}: {error}"
+        ) from error
+    return trainer, saving
+
+
+def _best_precision(accelerator: str) -> str:
+    """Mixed precision where the device computes bfloat16 in hardware."""
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        mixed = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        mixed = torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if mixed else "32-true"
+
+
+@rank_zero_only
+def _write_start(options: TrainOptions, recipe: Recipe, model: MEInst) -> None:
+    content = yaml.safe_dump(options_to_dict(recipe), sort_keys=False)
+    write_atomically(options.output / "recipe.yaml", content.encode())
+    if not options.resume:  # otherwise it was read from there
+        model.codec.save(options.output / "codec.npz")
+
+
+def _fit(
+    trainer: L.Trainer,
+    module: LitMEInst,
+    data_module: DataModule,
+    options: TrainOptions,
+    saving: LastCheckpoint,
+) -> None:
+    """Run Lightning's loop; report where a stopped run can continue."""
+    checkpoint = options.last_checkpoint if options.resume else None
+    try:
+        trainer.fit(module, data_module, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:  # raised by Lightning on SIGTERM and Ctrl-C
+        remedy = (
+            f"saved at update {saving.saved}; continue with --resume"
+            if saving.saved
+            else "nothing was saved yet; start again"
+        )
+        message = f"stopped at update {trainer.global_step}, {remedy}"
+        if trainer.received_sigterm:
+            log.warning(message)
+            raise SystemExit(128 + signal.SIGTERM) from stop
+        raise KeyboardInterrupt(message) from stop
+
+
+def tune_selection(selection: SelectOptions, metrics: Mapping[str, float | None]) -> SelectOptions:
+    """Set the score threshold to the one that maximised F1, unless the recipe sets one.
+
+    Args:
+        selection: the recipe's.
+        metrics: the metrics of a validation; may lack a threshold if nothing was correct.
+    """
+    if selection.score_threshold is not None or not metrics.get(THRESHOLD):
+        return selection
+    return replace(selection, score_threshold=metrics[THRESHOLD])
+
+
+def _finish(options: TrainOptions, recipe: Recipe, module: LitMEInst, trainer: L.Trainer) -> Path:
+    """Convert the best and the last checkpoint to model files, and draw curves and overlays."""
+    best_path = options.output / "best.safetensors"
+    if not trainer.is_global_zero:
+        return best_path
+    model = module.model.cpu().eval()
+    prefix = "model."
+    for name in ("last", "best"):
+        checkpoint = _read_checkpoint(options.output / "checkpoints" / f"{name}.ckpt")
+        state = checkpoint["state_dict"]  # the moving average, where there is one
+        model.load_state_dict(
+            {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        )
+        metrics = checkpoint["metrics"]
+        model.selection = tune_selection(recipe.selection, metrics)
+        save_model(model, options.output / f"{name}.safetensors", recipe, metrics=metrics)
+    content = json.dumps({"update": checkpoint["global_step"], **metrics}, indent=2)
+    write_atomically(options.output / "metrics.json", content.encode())
+    draw_curves(read_logs(options.output / "logs"), options.output / "curves.png")
+    draw_sheet(model, module.validation.data, options.output / "overlays.jpg")
+    log.info("model: %s", best_path)
+    return best_path

@@ -1,1 +1,0 @@
-"""Shipped models with their cards, and recipes."""

@@ -1,0 +1,59 @@
+import math
+from dataclasses import replace
+
+import pytest
+from torch import nn
+
+from meinst.models.recipe import OptimizerOptions, ScheduleOptions
+from meinst.training.schedule import lr_factor, make_optimizer
+
+STEPS = ScheduleOptions(
+    iterations=100, decay="step", steps=(60, 80), warmup="constant", warmup_iterations=5
+)
+
+
+@pytest.mark.parametrize(
+    ("iteration", "factor"),
+    [(0, 0.001), (4, 0.001), (5, 1.0), (59, 1.0), (60, 0.1), (79, 0.1), (80, 0.01), (99, 0.01)],
+)
+def test_steps_follow_a_constant_warm_up(iteration: int, factor: float) -> None:
+    assert lr_factor(iteration, STEPS) == pytest.approx(factor)
+
+
+def test_linear_warm_up_rises_from_its_factor_to_one() -> None:
+    options = replace(STEPS, warmup="linear", warmup_iterations=10, warmup_factor=0.2)
+    found = [lr_factor(i, options) for i in (0, 5, 10)]
+    assert found == pytest.approx([0.2, 0.6, 1.0])  # 0.2 + (1 - 0.2) * i / 10
+
+
+def test_cosine_decay() -> None:
+    options = ScheduleOptions(iterations=100, warmup_iterations=0, final_factor=0.1)
+    expected = [1.0, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2, 0.55, 0.1]
+    assert [lr_factor(i, options) for i in (0, 25, 50, 100)] == pytest.approx(expected)
+    assert lr_factor(200, options) == pytest.approx(0.1)
+
+
+def test_parameter_groups() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
+    head = nn.Sequential(nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4))
+    for parameter in backbone[0].parameters():
+        parameter.requires_grad_(False)
+    options = OptimizerOptions(lr=0.1, backbone_lr_factor=0.5, weight_decay=0.3)
+    groups = make_optimizer(backbone, [head], options).param_groups
+    found = [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups]
+    # Weight decay applies to kernels, not to norms and biases; frozen parameters are excluded.
+    assert found == [(0.05, 0.3, 1), (0.05, 0.0, 3), (0.1, 0.3, 1), (0.1, 0.0, 3)]
+
+
+def test_published_groups_exclude_only_norms_from_decay() -> None:
+    head = nn.Sequential(nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4))
+    options = OptimizerOptions(weight_decay=0.3, decay_biases=True)
+    groups = make_optimizer(nn.Conv2d(3, 4, 3), [head], options).param_groups
+    assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.3, 2), (0.3, 2), (0.0, 2)]
+
+
+def test_sgd_uses_the_momentum() -> None:
+    options = OptimizerOptions(name="sgd", momentum=0.7)
+    optimizer = make_optimizer(nn.Linear(2, 2), [nn.Linear(2, 2)], options)
+    assert type(optimizer).__name__ == "SGD"
+    assert optimizer.param_groups[0]["momentum"] == 0.7
