@@ -73,8 +73,14 @@ def check_keys(kind: type, values: Any, source: str, prefix: str = "") -> None:
     Raises:
         ValueError: naming the key, the closest known key and all others.
     """
+    if values is None and prefix:
+        return  # a section with comments only
     if not isinstance(values, Mapping):
-        return  # not a section; the type check reports it
+        section = prefix.rstrip(".") or "it"
+        raise ValueError(
+            f"{source}: {section} must be a section of options, got {values!r}. Its keys are "
+            f"{', '.join(field.name for field in fields(kind))}."
+        )
     hints = get_type_hints(kind)
     known = [field.name for field in fields(kind)]
     for key, value in values.items():

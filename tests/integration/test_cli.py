@@ -384,6 +384,8 @@ TRAIN = "train --train-images a --train-annotations b --val-images c --val-annot
         ("--recipe old.yaml", "unknown key model.sight_channels; did you mean model."),
         ("--recipe older.yaml", "unknown key image_size; did you mean resize?"),
         ("--recipe twice.yaml", "the key model is given twice"),
+        ("--recipe", "--recipe: expected one argument; see `meinst train --help`"),
+        ("--recipe section.yaml", "schedule must be a section of options, got 500"),
     ],
 )
 def test_recipe_faults_are_one_line(
@@ -398,6 +400,7 @@ def test_recipe_faults_are_one_line(
     monkeypatch.chdir(tmp_path)
     Path("old.yaml").write_text("base: photos\nmodel: {sight_channels: 8}\n")
     Path("older.yaml").write_text("base: photos\nimage_size: {shorter_side: 8}\n")
+    Path("section.yaml").write_text("schedule: 500\n")
     Path("twice.yaml").write_text("model: {channels: 8}\nmodel: {channels: 9}\n")
     assert main(f"{TRAIN} {arguments}".split()) == 2
     assert key_facts in one_line_error(capsys)

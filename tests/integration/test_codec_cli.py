@@ -216,6 +216,10 @@ def test_compare_without_matplotlib(
             "pca, dct, grid, autoencoder, found 'cdt'",
         ),
         (["compare", "JSON", "--output", "OUT", "--mask-sizes", "14"], "a mask size of 14"),
+        (
+            ["compare", "JSON", "--output", "OUT", "--kinds"],
+            "--kinds: expected at least one argument",
+        ),
         (["compare", "EMPTY", "--output", "OUT"], "neither faulty nor a crowd, found 0"),
         (["compare", "JSON", "--output", "OUT", "--fit", "/none.json"], "does not exist"),
     ],

@@ -29,9 +29,9 @@ meinst codec compare val.json --kinds pca autoencoder --n-components 60 --mask-s
 class CompareArguments:
     """Measure mask codecs of several kinds, code lengths and mask sizes on the same annotations.
 
-    Writes a table (compare.csv), the same as a page with the best setting below 1000 bytes per
-    instance (compare.md), and plots (compare.png). The AP ceiling is COCO's mask AP of the ground
-    truth after encoding and decoding: the most that a detector can reach.
+    Writes a table (compare.csv), a Markdown page that also names the best setting below 1000 bytes
+    per instance (compare.md), and plots (compare.png). The AP ceiling is COCO's mask AP of the
+    ground truth after encoding and decoding: the most that a detector can reach.
 
     Attributes:
         annotations: COCO-format annotation files (JSON) to measure on; images are not needed.

@@ -42,7 +42,7 @@ class FitArguments:
         moments: file for the sums (.moments), as input for `meinst codec merge`; not written by
             default.
         exclude_crowd: leave out crowd regions.
-        min_size: leave out masks whose box is narrower or lower than this, in pixels.
+        min_size: leave out masks whose box is narrower or shorter than this many pixels.
         workers: number of processes; each takes whole files.
     """
 

@@ -60,7 +60,8 @@ class CommandParser(ArgumentParser):
             options: dict[str, Any] = {"help": text + _suffix(field.default)}
             if get_origin(hint) in (tuple, list):
                 hint = get_args(hint)[0]
-                options["nargs"] = "+" if required else "*"
+                optional = field.name in positional and not required
+                options["nargs"] = "*" if optional else "+"
             if field.name in positional:
                 metavar = field.name.removesuffix("s").upper()
                 self.add_argument(field.name, type=hint, metavar=metavar, **options)

@@ -28,7 +28,7 @@ class PredictArguments:
     images together predictions.json (COCO results, masks as RLE in the size of the original) and
     images.json (the file of each image_id and the class of each category_id; with pycocotools:
     COCO("images.json").loadRes("predictions.json"), unless that is an empty list). Overlays that
-    earlier runs wrote there are skipped. Of a file with several pages the first is used.
+    earlier runs wrote there are skipped. For multi-page files, only the first page is used.
 
     Attributes:
         sources: image files, folders (the images directly in them) or quoted glob patterns.

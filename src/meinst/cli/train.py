@@ -40,13 +40,13 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     from meinst.cli.memory import keep_for_reuse
 
+    options = parse_options(arguments)
     try:
         from meinst.training.train import train
     except ModuleNotFoundError as error:
         raise ImportError(
             f"training needs the package {error.name}: pip install 'meinst[train]'"
         ) from error
-    options = parse_options(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("meinst").setLevel(logging.INFO)
     keep_for_reuse()
@@ -97,13 +97,17 @@ def _split_recipe(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[st
     """The options that determine the recipe, and the arguments without ``--recipe``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--recipe", action="append")
-    known, rest = parser.parse_known_args(arguments)
+    try:
+        known, rest = parser.parse_known_args(arguments)
+        parser.add_argument("--init")
+        parser.add_argument("--output", default="")
+        parser.add_argument("--resume", action="store_true")
+        start, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        text = str(error).removeprefix("argument ")
+        raise ValueError(f"{text}; see `meinst train --help`") from error
     if len(known.recipe or []) > 1:
         raise ValueError("--recipe is given twice; keep one; see `meinst train --help`")
-    parser.add_argument("--init")
-    parser.add_argument("--output", default="")
-    parser.add_argument("--resume", action="store_true")
-    start, _ = parser.parse_known_args(arguments)
     start.recipe = known.recipe[0] if known.recipe else None
     return start, rest
 

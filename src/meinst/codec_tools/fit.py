@@ -218,8 +218,8 @@ def _fit_on_sample(
     progress: Progress,
     on_report: Callable[[Path, Report], None],
 ) -> CodecFit:
-    """Train an autoencoder on a sample of the masks; a grid learns nothing and reads nothing."""
-    if not isinstance(codec, AutoencoderCodec):
+    """Fit a codec on a sample of the masks; one that learns nothing reads nothing."""
+    if codec.fitted:
         for source in sources:
             if isinstance(source, Path) and not source.is_file():
                 raise FileNotFoundError(f"{source} does not exist.")
@@ -228,8 +228,12 @@ def _fit_on_sample(
         masks = sample_masks(
             sources, codec.mask_size, MAX_SAMPLE, seed, mask_filter, on_masks, on_report
         )
-    with progress(codec.iterations, noun="steps") as advance, _naming_files(sources):
-        codec.fit(masks, on_step=lambda _: advance(1))
+    steps = codec.iterations if isinstance(codec, AutoencoderCodec) else 1
+    with progress(steps, noun="steps") as advance, _naming_files(sources):
+        if isinstance(codec, AutoencoderCodec):
+            codec.fit(masks, on_step=lambda _: advance(1))
+        else:
+            codec.fit(masks)
     return CodecFit(codec, len(masks))
 
 

@@ -162,7 +162,7 @@ class LinearCodec(Codec):
         return self._fitted
 
     def truncated(self, n_components: int) -> Self:
-        """The codec of the first components; equal to a fit with so few.
+        """The codec of the first components; identical to fitting with that many components.
 
         Raises:
             NotFittedError: if the codec is not fitted.

@@ -12,6 +12,9 @@ from typing import Any
 MANY = 0.5
 """Reject files with a larger share of annotations with an unknown image or category."""
 
+MAX_ID = 2**63 - 1
+"""Largest id; evaluators hold ids as 64-bit integers."""
+
 EXAMPLES = 5
 """Number of faulty ids or names listed in a message."""
 
@@ -115,6 +118,8 @@ class _FileChecks:
             self._add(_repeated(e["id"] for e in entries), f"duplicate ids in {name}", "id")
             negative = [f"{e['id']}" for e in entries if e["id"] < 0]
             self._add(negative, f"negative ids in {name}", "id")
+            large = [f"{e['id']}" for e in entries if e["id"] > MAX_ID]
+            self._add(large, f"ids above 64 bits in {name}", "id")
         # Evaluation matches classes by name, so names must be unique.
         names = _repeated(e["name"] for e in categories)
         self._add(names, "duplicate names in categories", "name")

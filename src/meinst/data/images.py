@@ -38,7 +38,7 @@ class ImageError(ValueError):
 
 
 def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
-    """Read an image file; only the first frame of several.
+    """Read an image file; only the first frame if there are several.
 
     The EXIF orientation is applied, as in image viewers. Some annotation tools ignore it: if only
     the unrotated image has the given ``size``, it is not applied (except for TIFF files, which

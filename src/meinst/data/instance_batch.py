@@ -333,11 +333,17 @@ def _read_bitmap(rle: Any, size: Floats) -> Bitmap | str:
 
 def _areas(values: Sequence[Any]) -> Floats:
     """Areas ``(N,)``; NaN where missing or not a finite number."""
-    numbers = [
-        float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
-        for value in values
-    ]
-    return np.array(numbers, dtype=np.float64)
+    numbers = np.array([_to_float(value) for value in values], dtype=np.float64)
+    numbers[~np.isfinite(numbers)] = math.nan
+    return numbers
+
+
+def _to_float(value: Any) -> float:
+    """A number of a file as a float; NaN if it is not a number, or too large."""
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _read_boxes(given: Sequence[Any], faults: _Faults) -> tuple[Floats, Truths]:

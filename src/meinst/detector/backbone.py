@@ -91,7 +91,8 @@ class Backbone(nn.Module):
         """Merge the batch norms into their convs: faster, but no longer trainable."""
         from meinst.detector.fuse import fuse_norms
 
-        example = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+        like = next(self.parameters())
+        example = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64).to(like)
         self.net = fuse_norms(self.net, example)
 
     def train(self, mode: bool = True) -> Backbone:

@@ -109,11 +109,15 @@ class FastConv(nn.Conv2d):
     devices, mixed precision, tracing) it is torch's conv. Made by :func:`use_fast_convs`.
     """
 
-    _transformed: Tensor | None = None  # set by freeze(); neither saved nor moved
+    # Transformed weights: once and for all after freeze(), or those of the last call with a copy
+    # of the weights that they belong to. Neither saved nor moved.
+    _frozen: Tensor | None = None
+    _cached: tuple[Tensor, Tensor] | None = None
 
     def freeze(self) -> None:
         """Transform the weights once and for all; they must not change afterwards."""
-        self._transformed = transform_weight(self.weight)
+        if (self.weight.device.type, self.weight.dtype) == ("cpu", torch.float32):
+            self._frozen = transform_weight(self.weight)
 
     def forward(self, feature: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, O, H, W)``."""
@@ -130,12 +134,23 @@ class FastConv(nn.Conv2d):
 
     def transformed(self) -> Tensor:
         """The weights in the form that :func:`winograd_convs2d` takes."""
-        return transform_weight(self.weight) if self._transformed is None else self._transformed
+        if self._frozen is not None:
+            return self._frozen
+        # Compare the weights: a moving average is written past autograd's version counters.
+        if self._cached is None or not torch.equal(self._cached[0], self.weight):
+            self._cached = self.weight.detach().clone(), transform_weight(self.weight)
+        return self._cached[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastConv:
-        self._transformed = None  # the weights may change with their type
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._frozen is not None:  # another type or device may have changed the weights
+            self._frozen = None
+            self.freeze()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be computed again."""
+        return {**self.__dict__, "_cached": None}
 
 
 # Winograd's algorithm pays off from this many channels (input and output) and tiles of 4 x 4.

@@ -94,7 +94,7 @@ class MEInst(Predictor):
         return replace(outputs, refinement=self.refinement(features[0], pyramid[0]))
 
     def fuse(self) -> Self:
-        """Make the model faster for inference, in place; it can then not be trained or saved.
+        """Make the model faster for inference, in place; it can no longer be trained or saved.
 
         Merges the backbone's batch norms into its convs and prepares the weights of the other
         convs. Results change by rounding only.

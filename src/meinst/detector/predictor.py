@@ -178,7 +178,7 @@ class Predictor(nn.Module, ABC):
         """Run the network on prepared pixels ``(B, 3, H, W)``."""
 
     def fuse(self) -> Self:
-        """Make the model faster for inference, in place; it can then not be trained or saved."""
+        """Make the model faster for inference, in place; it can no longer be trained or saved."""
         return self
 
     def resize(self, image: ImageLike) -> ResizedImage:

@@ -154,6 +154,11 @@ def _select_one(
     return detections[detections.scores >= options.threshold]
 
 
+def point_scores(logits: Tensor, centerness: Tensor) -> Tensor:
+    """Scores of points, ``sqrt(class * centre-ness)``, from logits of shapes that broadcast."""
+    return (logits.sigmoid() * centerness.sigmoid()).sqrt()
+
+
 def _find_candidates(outputs: HeadOutputs, index: int, options: SelectOptions) -> _Candidates:
     """The best (point, class) pairs of each level."""
     # Compare logits, so that only candidates need a sigmoid.
@@ -164,7 +169,7 @@ def _find_candidates(outputs: HeadOutputs, index: int, options: SelectOptions) -
         logits = outputs.logits[index, start : start + count]
         point, labels = (logits > limit).nonzero(as_tuple=True)
         centerness = outputs.centerness[index, start + point]
-        scores = (logits[point, labels].sigmoid() * centerness.sigmoid()).sqrt()
+        scores = point_scores(logits[point, labels], centerness)
         if len(scores) > options.max_per_level:
             scores, best = scores.topk(options.max_per_level)
             point, labels = point[best], labels[best]

@@ -153,6 +153,7 @@ def _quantize(model: MEInst, folder: Path, engine: Format, images: Sequence[Imag
     quantized = _new_folder(folder.parent, "int8", model)
     source = folder / GRAPHS[engine]
     quantize_graph(source, quantized, engine, images, lambda image: _prepared(model, image))
+    load_exported(quantized)  # raises an error if the engine cannot open the graph
     return quantized
 
 
@@ -172,7 +173,7 @@ def _replace(output: Path, folder: Path) -> None:
 
 def _choose(images: Sequence[ImageLike], seed: int) -> list[ImageLike]:
     if not images:
-        raise ValueError("there are no calibration images, but quantization needs some.")
+        raise ValueError("quantization needs calibration images, got none.")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return [images[i] for i in order[:MAX_CALIBRATION].tolist()]
 

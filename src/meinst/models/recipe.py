@@ -182,7 +182,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         """Safe loader that rejects repeated keys instead of keeping the last value."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [self.construct_object(key, deep) for key, _ in node.value]
+            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            keys = [self.construct_object(key, deep) for key in own]
             for key in keys:
                 if keys.count(key) > 1:
                     raise ValueError(f"{path}: the key {key} is given twice; keep one of them.")

@@ -63,7 +63,7 @@ def elementwise_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def pairwise_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """IoU ``(N, M)`` of all pairs of boxes ``(N, 4)`` and ``(M, 4)``; NaN for two of no area.
+    """IoU ``(N, M)`` of all pairs of boxes ``(N, 4)`` and ``(M, 4)``; NaN if both have no area.
 
     Works on one coordinate at a time, which takes an eighth of the time of torchvision's
     ``box_iou`` for 300 and 1,500 boxes.

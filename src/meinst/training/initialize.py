@@ -53,11 +53,11 @@ def check_start(options: TrainOptions) -> None:
         return
     if options.init is not None or options.random_backbone:
         raise ValueError(
-            f"--backbone-weights and {'--init' if options.init else '--random-backbone'} both say "
-            "where the backbone starts: leave out one of them."
+            f"--backbone-weights and {'--init' if options.init else '--random-backbone'} are "
+            "alternatives: leave out one of them."
         )
     if not weights.is_file():
-        raise FileNotFoundError(f"--backbone-weights {weights}: there is no such file.")
+        raise FileNotFoundError(f"--backbone-weights {weights}: the file does not exist.")
 
 
 def _check_inputs(options: TrainOptions) -> None:

@@ -244,7 +244,11 @@ def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     images.append("f.png")
     annotations[1]["id"] = annotations[2]["id"] = annotations[0]["id"]
     del annotations[3]["category_id"], annotations[4]["category_id"]
-    categories += [{"id": 2, "name": "cat"}, {"id": -1, "name": "ignore"}]
+    categories += [
+        {"id": 2, "name": "cat"},
+        {"id": -1, "name": "ignore"},
+        {"id": 2**63, "name": "x"},
+    ]
     expected = {
         "entries of images whose 'id' is not an integer: 1 (position 3)",
         "entries of images whose 'width' is not an integer: 1 (position 5)",
@@ -255,6 +259,7 @@ def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         "duplicate ids in annotations: 1 (id 100)",
         "duplicate ids in categories: 1 (id 2)",
         "negative ids in categories: 1 (id -1)",
+        "ids above 64 bits in categories: 1 (id 9223372036854775808)",
         "duplicate names in categories: 1 (name cat)",
     }
     before = copy.deepcopy(content)

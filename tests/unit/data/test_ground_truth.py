@@ -59,12 +59,13 @@ def test_missing_boxes_and_areas_are_none(synthetic_data: SyntheticData, tmp_pat
     content = synthetic_data.content()
     del content["annotations"][0]["bbox"], content["annotations"][1]["area"]
     content["annotations"][2]["area"] = "large"
+    content["annotations"][3]["area"] = 10**400
     path = tmp_path / "missing.json"
     path.write_text(json.dumps(content))
     truth = {entry["id"]: entry for entry in ground_truth(read_coco(path))["annotations"]}
     ids = [entry["id"] for entry in content["annotations"]]
     assert truth[ids[0]]["bbox"] is None
-    assert truth[ids[1]]["area"] is truth[ids[2]]["area"] is None
+    assert [truth[ids[row]]["area"] for row in (1, 2, 3)] == [None, None, None]
 
 
 def test_faulty_parts_and_instances_are_dropped(

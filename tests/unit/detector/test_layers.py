@@ -263,12 +263,41 @@ def test_frozen_weights_are_transformed_once(monkeypatch: pytest.MonkeyPatch) ->
         assert_up_to_date(other, feature)
 
 
-def test_conversion_to_another_type_thaws_weights() -> None:
+def test_weights_are_transformed_again_only_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, feature = fast_conv()
+    calls = []
+
+    def recorded(weight: Tensor) -> Tensor:
+        calls.append(weight)
+        return transform(weight)
+
+    transform = layers.transform_weight
+    monkeypatch.setattr(layers, "transform_weight", recorded)
+    for _ in range(3):
+        assert_up_to_date(network, feature)
+    assert len(calls) == 1
+    change_in_place(network[0])
+    assert_up_to_date(network, feature)
+    assert len(calls) == 2
+
+
+def test_copies_do_not_carry_what_can_be_computed_again() -> None:
+    network, feature = fast_conv()
+    size = len(pickle.dumps(network))
+    assert_up_to_date(network, feature)
+    assert len(pickle.dumps(network)) == size
+
+
+def test_frozen_weights_follow_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
     network, feature = fast_conv()
     network[0].freeze()
     network.double()
     network[0].weight.data *= 0.5
     assert_up_to_date(network.float(), feature)
+    network[0].freeze()
+    network.to("cpu")
+    monkeypatch.setattr(layers, "transform_weight", None)  # must not be called again
+    assert_up_to_date(network, feature)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")

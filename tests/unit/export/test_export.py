@@ -155,7 +155,7 @@ def test_older_export_is_restored_if_the_new_one_cannot_be_moved(
 
 
 def test_sample_of_calibration_images_depends_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="no calibration images"):
+    with pytest.raises(ValueError, match="needs calibration images, got none"):
         export._choose([], 0)
     names = [f"{n}.png" for n in range(20)]
     assert sorted(export._choose(names, 0)) == sorted(names)
@@ -163,6 +163,25 @@ def test_sample_of_calibration_images_depends_on_the_seed(monkeypatch: pytest.Mo
     some = export._choose(names, 0)
     assert len(set(some)) == 5
     assert export._choose(names, 0) == some != export._choose(names, 1)
+
+
+@pytest.mark.usefixtures("same_network")
+def test_quantized_graph_that_does_not_open_is_not_written(
+    tiny_model: MEInst, picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantize(source: Path, folder: Path, *_: Any) -> None:
+        (folder / source.name).write_bytes(b"broken")
+
+    def load(folder: Path) -> MEInst:
+        if (folder / "model.xml").read_bytes() == b"broken":
+            raise ValueError("the graph does not open")
+        return tiny_model
+
+    monkeypatch.setattr(export, "quantize_graph", quantize)
+    monkeypatch.setattr(export, "load_exported", load)
+    with pytest.raises(ValueError, match="does not open"):
+        export_model(tiny_model, tmp_path / "out", calibration=[picture])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,17 @@ def test_fused_model_predicts_the_same_up_to_rounding(
     assert distance.max() < 0.05
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_fuses_models_of_other_types(kind: torch.dtype) -> None:
+    model = make_tiny_model().to(kind)
+    image = torch.rand(3, 64, 64, dtype=torch.float64).to(kind)
+    with torch.no_grad():
+        expected = model([image])
+        found = model.fuse()([image])
+    tolerance = 1e-6 if kind == torch.float64 else 0.1
+    torch.testing.assert_close(found.boxes, expected.boxes, atol=tolerance, rtol=tolerance)
+
+
 def test_rejects_saving_a_fused_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fused .*fuse\(\)"):
         meinst.save_model(make_tiny_model().fuse(), tmp_path / "fused.safetensors")

@@ -35,6 +35,14 @@ def test_recipe_survives_writing_and_reading(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, yaml.safe_dump(options_to_dict(recipe)))) == recipe
 
 
+def test_yaml_merge_keys_are_no_repeated_keys(tmp_path: Path) -> None:
+    text = "model: {head: &head {num_convs: 2}, channels: 64}\n"
+    merged = "loss: {<<: &loss {box_weight: 3}, focal_alpha: 0.5}\n"
+    recipe = load_recipe(write(tmp_path, text + merged))
+    assert (recipe.model.head.num_convs, recipe.loss.box_weight) == (2, 3)
+    assert recipe.loss.focal_alpha == 0.5
+
+
 def test_recipe_overrides_its_base(tmp_path: Path) -> None:
     photos = load_recipe("photos")
     assert load_recipe(write(tmp_path, "base: photos")) == photos
@@ -72,6 +80,8 @@ def test_invalid_base_is_an_error(
         ("schedule: {decay: linear}", ["decay", "linear"]),
         ("selection: {candidate_threshold: 2}", ["candidate_threshold", "got 2"]),
         ("- 1", ["mapping", "list"]),
+        ("optimizer: [1e-4]", ["optimizer", "must be a section", "lr, "]),
+        ("base: photos\nschedule: 500", ["schedule", "must be a section", "got 500"]),
         ("a: [", ["not a YAML file"]),
     ],
 )

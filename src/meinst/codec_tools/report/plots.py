@@ -31,7 +31,7 @@ def iou_histogram(iou: NDArray[np.float32]) -> bytes:
 
 
 def compare_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plot mean IoU and AP ceiling over the size of a code, a line per kind and mask size.
+    """Plot mean IoU and AP ceiling against code size, one line per kind and mask size.
 
     Args:
         rows: dicts with the keys ``kind``, ``n_components``, ``mask_size``, ``bytes``, ``mean_iou``
