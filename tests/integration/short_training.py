@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 import subprocess
 import sys
 import time
@@ -99,6 +100,30 @@ def as_command(options: TrainOptions) -> list[str]:
         elif value is not None and value is not False:
             command += [flag, str(value)]
     return command
+
+
+_KILLED_AFTER_SAVING = """
+import os, signal, sys
+from meinst.cli.main import main
+from meinst.training.callbacks import LastCheckpoint
+
+save = LastCheckpoint._save
+
+def save_and_die(callback, trainer):
+    save(callback, trainer)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+LastCheckpoint._save = save_and_die
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def killed_after_saving(options: TrainOptions) -> Path:
+    """Run a training that is killed as soon as it has written a checkpoint: the checkpoint."""
+    command = [sys.executable, "-c", _KILLED_AFTER_SAVING, *as_command(options)[3:]]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return options.output / "checkpoints" / "last.ckpt"
 
 
 def wait_for_file(path: Path, process: subprocess.Popen[Any], seconds: float = 120) -> None:

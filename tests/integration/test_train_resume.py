@@ -18,6 +18,7 @@ from short_training import (
     WARNINGS,
     as_command,
     content_of,
+    killed_after_saving,
     losses_of,
     make_options,
     wait_for_file,
@@ -39,15 +40,8 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(
 
     output = tmp_path / "killed"
     options = make_options(synthetic_data, output)
-    process = subprocess.Popen(as_command(options), stderr=subprocess.DEVNULL)
-    last = output / "checkpoints" / "last.ckpt"
-    try:
-        wait_for_file(last, process)
-    finally:
-        process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    reached = torch.load(last, weights_only=True)["global_step"]
-    assert 2 <= reached < 8
+    last = killed_after_saving(options)
+    assert torch.load(last, weights_only=True)["global_step"] == 2
     with pytest.raises(ValueError, match="--resume"):
         train(options)
     train(replace(options, resume=True, recipe=None, seed=5))  # the run's own seed is used
@@ -196,13 +190,7 @@ def test_full_disk_leaves_the_last_good_checkpoint(
     synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
     options = make_options(synthetic_data, tmp_path / "full")
-    process = subprocess.Popen(as_command(options), stderr=subprocess.DEVNULL)
-    last = tmp_path / "full" / "checkpoints" / "last.ckpt"
-    try:
-        wait_for_file(last, process)
-    finally:
-        process.kill()
-    process.wait(timeout=60)
+    last = killed_after_saving(options)
     before = last.read_bytes()
 
     def small_disk() -> None:  # files cannot grow beyond this: a write fails as on a full disk
