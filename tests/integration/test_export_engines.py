@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +23,9 @@ from meinst.detector.head import HeadOptions
 from meinst.detector.meinst import MEInst
 from meinst.export.checks import compare_outputs
 from meinst.export.export import ExportReport, export_model
+from meinst.export.graphs import write_graph
 from meinst.export.quantization import FLOAT_OUTPUTS, _read_onnx, _read_openvino, float_layers
-from meinst.models.exported import Format, load_exported
+from meinst.models.exported import DESCRIPTION, Format, load_exported
 from meinst.models.load import load
 
 for package in ("openvino", "onnx", "onnxscript", "onnxruntime", "nncf"):
@@ -50,6 +54,35 @@ def make_deformable_model() -> MEInst:
     other.backbone.load_state_dict(model.backbone.state_dict())
     other.fpn.load_state_dict(model.fpn.state_dict())
     return other.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def write_each_graph_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trace each network once per engine, since torch takes half a minute for it."""
+    folder = tmp_path_factory.mktemp("graphs")
+    written: list[tuple[MEInst, Format, Path]] = []
+
+    def same(one: MEInst, other: MEInst) -> bool:
+        ours, others = one.state_dict(), other.state_dict()
+        equal_names = one.options == other.options and ours.keys() == others.keys()
+        return equal_names and all(torch.equal(ours[name], others[name]) for name in ours)
+
+    def write_once(model: MEInst, target: Path, engine: Format) -> None:
+        for known, its_engine, graph in written:
+            if its_engine == engine and same(known, model):
+                shutil.copytree(graph, target, dirs_exist_ok=True)
+                return
+        write_graph(model, target, engine)
+        graph = folder / str(len(written))
+        graph.mkdir()
+        for path in target.iterdir():
+            if path.name != DESCRIPTION:
+                shutil.copy(path, graph)
+        written.append((copy.deepcopy(model), engine, graph))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("meinst.export.export.write_graph", write_once)
+        yield
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -267,7 +300,10 @@ def test_rejects_options_that_do_not_fit_together(
     assert not output.exists()
 
 
-def test_network_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
+def test_network_that_cannot_be_traced_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meinst.export.export.write_graph", write_graph)  # not a known graph
     model = make_tiny_model()
     model.fpn.forward = lambda _: 1 / 0  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match=r"test_efficientnet.*ZeroDivisionError"):
