@@ -24,8 +24,8 @@ from measure import Ratio, compare, peak_memory, versions
 from pycocotools import mask as coco_mask
 
 from meinst.codecs import Moments, PCACodec
-from meinst.data.coco_file import image_sizes, load_document
-from meinst.data.instance_batch import BatchReader, InstanceBatch
+from meinst.data.annotations.coco_file import image_sizes, load_document
+from meinst.data.annotations.instance_batch import BatchReader, InstanceBatch
 from meinst.data.mask_stream import MaskStream
 
 K, S = 60, 28

@@ -251,7 +251,7 @@ def test_evaluate_reports_unreadable_images(
         data = (synthetic_data.images / image["file_name"]).read_bytes()
         (images / image["file_name"]).write_bytes(data[:50] if image["id"] == 11 else data)
     del content["annotations"][1]["bbox"]
-    content["annotations"][2]["bbox"] = [900, 900, 5, 5]
+    content["annotations"][2]["segmentation"] = [[900, 900, 905, 900, 905, 905]]
     annotations = tmp_path / "some.json"
     annotations.write_text(json.dumps(content))
     arguments = ["evaluate", "--model", str(tiny_model_file), "--images", str(images)]
@@ -259,7 +259,7 @@ def test_evaluate_reports_unreadable_images(
     captured = capsys.readouterr()
     assert "two.png is damaged" in captured.err
     assert "error: 1 of 6 images count as having no detections" in captured.err
-    assert "some.json: dropped: 1 x box outside the image" in captured.err
+    assert "some.json: dropped: 1 x mask outside the image" in captured.err
     assert "COCO metrics" in captured.out
 
 

@@ -48,7 +48,7 @@ def test_evaluate_prints_scores(
 ) -> None:
     assert run("evaluate", codec, synthetic_data.annotations) == 0
     shown = capsys.readouterr()
-    assert shown.err.strip() == ""
+    assert [line[:5] for line in shown.err.splitlines()] == ["note:"]
     assert "dct codec, K = 16, S = 14: 64 bytes per instance" in shown.out
     rows = re.findall(r"│ (all|small|medium|large|disc|box) +│ +(\d+) │", shown.out)
     counts = {name: int(count) for name, count in rows}
@@ -66,7 +66,7 @@ def test_evaluate_writes_a_report(
     copied.write_bytes(synthetic_data.annotations.read_bytes())
     files = (synthetic_data.annotations, copied)
     assert run("evaluate", codec, *files, "--output", folder) == 0
-    assert capsys.readouterr().err.strip() == ""
+    assert [line[:5] for line in capsys.readouterr().err.splitlines()] == ["note:"] * 2
     assert {path.name for path in folder.iterdir()} == {
         "metrics.json",
         "instances.csv",
@@ -114,13 +114,14 @@ def test_evaluate_prints_what_it_leaves_out(
     codec = PCACodec(1, 14, class_names=("disc", "box")).fit_moments(sums)
     codec.save(tmp_path / "classes.npz")
     content["categories"][1]["name"] = "cube"
-    content["annotations"][0]["bbox"] = [1, 1, 0, 0]
+    content["annotations"][0]["segmentation"] = []
     path = tmp_path / "other.json"
     path.write_text(json.dumps(content))
     capsys.readouterr()
     assert run("evaluate", tmp_path / "classes.npz", path) == 0
-    first, second = filter(None, capsys.readouterr().err.splitlines())
-    assert first == f"warning: {path}: dropped: 1 x box of no area (annotation 1)"
+    first, crowd, second = filter(None, capsys.readouterr().err.splitlines())
+    assert first == f"warning: {path}: dropped: 1 x no mask (annotation 1)"
+    assert crowd == f"note: {path}: 1 x crowd region, not used as an instance (annotation 5)"
     assert second.startswith("warning: not measured")
     assert second.endswith(": cube")
 
@@ -155,7 +156,8 @@ def test_compare_writes_tables_and_a_plot(
         == 0
     )
     shown = capsys.readouterr()
-    warnings = shown.err.splitlines()
+    note, *warnings = shown.err.splitlines()
+    assert note.startswith("note: ")
     assert len(warnings) == 2  # for both mask sizes
     assert all(re.match(r"warning: The 9 masks span \d directions", line) for line in warnings)
     assert {path.name for path in folder.iterdir()} == {
@@ -242,10 +244,10 @@ def test_known_errors_are_one_line(
         arguments = [argument.replace(name, str(place)) for argument in arguments]
     assert run(*arguments) == 2
     shown = capsys.readouterr()
-    error = shown.err.strip()
+    *notes, error = shown.err.splitlines()
     assert shown.out == ""
+    assert all(note.startswith("note: ") for note in notes)
     assert error.startswith("error: ")
-    assert "\n" not in error
     assert message in error
 
 

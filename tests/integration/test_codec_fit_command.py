@@ -179,7 +179,7 @@ def test_mask_filter(synthetic_data: SyntheticData, tmp_path: Path) -> None:
         return load_moments(sums).count
 
     assert count() == 9
-    assert count("--no-exclude-crowd") == 10
+    assert count("--crowd-as-instances") == 10
     assert count("--min-size", 30) == 6
 
 

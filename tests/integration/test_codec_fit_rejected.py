@@ -47,7 +47,7 @@ SAME = [rectangle(n, 5 * n, 5, 20, 20) for n in range(9)]
         (random_polygons(1), "at least 2 masks, found 1"),
         (SAME, "all 9 are the same"),
         (
-            [rectangle(n, 5, 5, 9, 9, bbox=[5, 5, 0, 9]) for n in range(5)],
+            [rectangle(n, 5, 5, 9, 9, segmentation=[]) for n in range(5)],
             "at least 2 masks, found 0",
         ),
     ],
@@ -65,7 +65,7 @@ def test_rejects_too_few_or_equal_masks(
     *warnings, error = capsys.readouterr().err.strip().splitlines()
     assert error.startswith(f"error: {path}: no codec can be fitted: ")
     assert message in error
-    assert all(line.startswith(f"warning: {path}: dropped: 5 x box of") for line in warnings)
+    assert all(line.startswith(f"warning: {path}: dropped: 5 x no mask") for line in warnings)
     assert len(warnings) == (len(annotations) == 5)
     assert not output.exists()
 
@@ -121,8 +121,7 @@ def test_faulty_annotations_are_printed_and_left_out(
     nan, runs = float("nan"), {"size": [100, 100], "counts": [50, 60, 9891]}
     faulty = [
         rectangle(901, 5, 5, 20, 20, segmentation=[[5, 5, nan, 25, 5, 25]]),
-        rectangle(902, 5, 5, 20, 20, bbox=[5, 5, 20, nan]),
-        rectangle(903, 5, 5, 20, 20, bbox=[5, 5, 20, 0]),
+        rectangle(902, 5, 5, 20, 20, iscrowd="0"),
         rectangle(904, 5, 5, 20, 20, segmentation=runs),
         rectangle(905, 5, 5, 20, 20, segmentation=[[5, 5, 10**400, 25, 5, 25]]),
     ]
@@ -133,8 +132,7 @@ def test_faulty_annotations_are_printed_and_left_out(
     assert shown.err.splitlines() == [
         f"warning: {path}: dropped: 2 x polygon that is not a list of finite numbers "
         "(annotation 901, 905)",
-        f"warning: {path}: dropped: 1 x box that is not four finite numbers (annotation 902)",
-        f"warning: {path}: dropped: 1 x box of no area (annotation 903)",
+        f"warning: {path}: dropped: 1 x iscrowd that is not 0 or 1 (annotation 902)",
         f"warning: {path}: dropped: 1 x broken RLE: the counts do not fill the image "
         "(annotation 904)",
     ]

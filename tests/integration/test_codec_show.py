@@ -73,11 +73,11 @@ def test_faulty_annotations_are_printed(
     codec: Path, synthetic_data: SyntheticData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = synthetic_data.content()
-    content["annotations"][0]["bbox"] = [5, 5, 0, 10]
+    content["annotations"][0]["segmentation"] = []
     faulty = tmp_path / "faulty.json"
     faulty.write_text(json.dumps(content))
     assert show(codec, faulty, "--output", tmp_path / "codec.png") == 0
-    assert f"warning: {faulty}: dropped: 1 x box of no area" in capsys.readouterr().err
+    assert f"warning: {faulty}: dropped: 1 x no mask" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,8 @@ def test_image_of_another_size_than_annotated_is_a_failure(
     [
         ({"segmentation": None}, 8),
         ({"segmentation": [[1, 2, 3, 4]]}, 8),
-        ({"bbox": "none"}, 8),
+        ({"iscrowd": "0"}, 8),
+        ({"bbox": "none"}, 9),
         ({"image_id": 99, "area": None}, 8),
         ({"bbox": None, "area": "unknown", "iscrowd": None}, 9),
     ],

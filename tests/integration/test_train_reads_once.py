@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from short_training import WARNINGS, make_options, with_values
 
-from meinst.data import coco_file
+from meinst.data.annotations import coco_file
 
 if TYPE_CHECKING:
     from conftest import SyntheticData

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,8 +85,9 @@ def run(arguments: Sequence[str]) -> int:
             progress.advance(task)
 
         def warn(path: Path, report: Report) -> None:
-            if str(report):
-                warnings.warn(f"{path}: {report}", stacklevel=2)
+            faults = replace(report, noted=())
+            if str(faults):
+                warnings.warn(f"{path}: {faults}", stacklevel=2)
 
         compare_codecs(settings, data, options.fit, keep, warn)
     if not rows:

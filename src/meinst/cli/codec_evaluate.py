@@ -37,11 +37,13 @@ class CodecEvaluateArguments:
         annotations: COCO-format annotation files (JSON); images are not needed.
         output: folder for metrics.json, instances.csv and report.html; by default, scores are only
             printed.
+        crowd_as_instances: use crowd regions (iscrowd 1) too; by default they are left out.
     """
 
     codec: Path
     annotations: tuple[Path, ...]
     output: Path | None = None
+    crowd_as_instances: bool = False
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -60,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
         check_folder(options.output)
         check_scores_folder(options.output)
     codec = load_codec(options.codec)
-    data = read_all_and_report(options.annotations)
+    data = read_all_and_report(options.annotations, crowd_as_instances=options.crowd_as_instances)
     total = sum(int((~instances.crowd).sum()) for file in data for instances in file.instances)
     with mask_progress(total) as advance:
         scores = evaluate_codec(codec, data, advance)

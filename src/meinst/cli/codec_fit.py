@@ -41,7 +41,7 @@ class FitArguments:
         output: file for the codec (.npz).
         moments: file for the sums (.moments), as input for `meinst codec merge`; not written by
             default.
-        exclude_crowd: leave out crowd regions.
+        crowd_as_instances: use crowd regions (iscrowd 1) too; by default they are left out.
         min_size: leave out masks whose box is narrower or shorter than this many pixels.
         workers: number of processes; each takes whole files.
     """
@@ -49,7 +49,7 @@ class FitArguments:
     annotations: tuple[Path, ...]
     output: Path
     moments: Path | None = None
-    exclude_crowd: bool = True
+    crowd_as_instances: bool = False
     min_size: float = 0.0
     workers: int = 1
 
@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
         fit = fit_codec_with_details(
             options.annotations,
             CodecOptions(**codec_options),
-            mask_filter=MaskFilter(options.exclude_crowd, options.min_size),
+            mask_filter=MaskFilter(not options.crowd_as_instances, options.min_size),
             workers=options.workers,
             moments_path=options.moments,
             distributed=True,

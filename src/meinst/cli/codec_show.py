@@ -28,12 +28,14 @@ class ShowArguments:
         annotations: COCO-format annotation files (JSON) whose masks are encoded and decoded.
         output: file for the image (PNG).
         count: number of masks to show, at most 400.
+        crowd_as_instances: use crowd regions (iscrowd 1) too; by default they are left out.
     """
 
     codec: Path
     annotations: tuple[Path, ...] = ()
     output: Path = Path("codec.png")
     count: int = 12
+    crowd_as_instances: bool = False
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -64,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
             f"--output {options.output}: the image is a PNG file; use the suffix .png."
         )
     codec = load_codec(options.codec)
-    data = read_all_and_report(options.annotations)
+    data = read_all_and_report(options.annotations, crowd_as_instances=options.crowd_as_instances)
     if data:
         total = sum(int((~instances.crowd).sum()) for file in data for instances in file.instances)
         with mask_progress(total) as advance:

@@ -54,6 +54,9 @@ class EvaluateArguments:
             default the model's own.
         batch_size: images per forward pass, where they have the same size; useful on GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
+        crowd_as_instances: measure crowd regions (iscrowd 1) as ordinary instances; some tools mark
+            every mask that was drawn with a brush as a crowd.
+        allow_outside: allow file names that lead out of the image folder.
     """
 
     model: str
@@ -63,6 +66,8 @@ class EvaluateArguments:
     max_detections: int | None = None
     batch_size: int = 1
     device: str = "auto"
+    crowd_as_instances: bool = False
+    allow_outside: bool = False
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -81,7 +86,12 @@ def run(arguments: Sequence[str]) -> int:
 
     if options.output is not None:
         check_file(options.output, [options.annotations, Path(options.model)])
-    data = read_and_report(options.annotations, options.images)
+    data = read_and_report(
+        options.annotations,
+        options.images,
+        crowd_as_instances=options.crowd_as_instances,
+        allow_outside=options.allow_outside,
+    )
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -95,26 +95,37 @@ def check_distinct(paths: Iterable[Path]) -> None:
             raise ValueError(f"{path} and {first} are the same file, which would count twice.")
 
 
-def read_and_report(annotations: Path, images: Path | None = None) -> CocoData:
-    """Read annotations and print what was left out or repaired in them."""
+def read_and_report(
+    annotations: Path,
+    images: Path | None = None,
+    *,
+    crowd_as_instances: bool = False,
+    allow_outside: bool = False,
+) -> CocoData:
+    """Read annotations as :func:`meinst.read_coco`, and print what was left out or repaired."""
     from meinst.data.coco import read_coco
 
-    data = read_coco(annotations, images)
+    data = read_coco(
+        annotations, images, crowd_as_instances=crowd_as_instances, allow_outside=allow_outside
+    )
     print_report(annotations, data.report)
     return data
 
 
-def read_all_and_report(annotations: Sequence[Path]) -> list[CocoData]:
+def read_all_and_report(
+    annotations: Sequence[Path], *, crowd_as_instances: bool = False
+) -> list[CocoData]:
     """Read several annotation files without images.
 
     Raises:
         ValueError: if one is given twice, or is not an annotation file.
     """
     check_distinct(annotations)
-    return [read_and_report(path) for path in annotations]
+    return [read_and_report(path, crowd_as_instances=crowd_as_instances) for path in annotations]
 
 
 def print_report(path: Path, report: Report) -> None:
-    """Print what was left out or repaired in an annotation file, on the error stream."""
+    """Print what was found while reading an annotation file, on the error stream."""
     for line in str(report).splitlines():
-        print(f"warning: {path}:", line, file=sys.stderr)
+        kind = "note" if line.startswith("note: ") else "warning"
+        print(f"{kind}: {path}:", line.removeprefix("note: "), file=sys.stderr)

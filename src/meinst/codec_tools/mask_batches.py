@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from meinst.data.annotations.coco_file import load_document
+from meinst.data.annotations.instance_batch import InstanceBatch
 from meinst.data.coco import CocoData, Report
-from meinst.data.coco_file import load_document
-from meinst.data.instance_batch import InstanceBatch
 from meinst.data.mask_stream import MaskFilter, MaskStream
 from meinst.data.shapes import Instances
 

@@ -1,9 +1,15 @@
-"""Annotations in COCO's JSON format; all faults of a file are reported at once."""
+"""Annotations in COCO's JSON format; all faults of a file are reported at once.
+
+Masks decide where a file contradicts itself. Boxes that are missing, faulty or apart from their
+mask are taken from it, and all boxes of a file whose boxes are in another format than COCO's. Other
+boxes are clipped to the image. Areas that contradict the mask are left to be computed from it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meinst.data.coco_file import EXAMPLES, image_sizes, load_document
-from meinst.data.coco_file import AnnotationError as AnnotationError
-from meinst.data.instance_batch import BatchReader, InstanceBatch, Tally
-from meinst.data.shapes import Instances, Shape
+from meinst.data.annotations.coco_file import EXAMPLES, load_document
+from meinst.data.annotations.coco_file import AnnotationError as AnnotationError
+from meinst.data.annotations.instance_batch import BatchReader, InstanceBatch, Tally
+from meinst.data.shapes import Bitmap, Instances, Shape
 
 
 @dataclass(frozen=True)
@@ -29,39 +35,48 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem of ``count`` annotations; ``examples`` are the first few annotation ids."""
+    """A problem of ``count`` annotations or files; ``examples`` are the first few ids or names."""
 
     reason: str
     count: int
-    examples: tuple[int, ...]
+    examples: tuple[int | str, ...]
+    noun: str = "annotation"
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.examples) else ""
         ids = ", ".join(map(str, self.examples))
-        return f"{self.count} x {self.reason} (annotation {ids}{more})"
+        return f"{self.count} x {self.reason} ({self.noun} {ids}{more})"
 
 
 @dataclass(frozen=True)
 class Report:
-    """Instances that were dropped or repaired while reading."""
+    """What was found while reading.
+
+    Attributes:
+        dropped: instances that are not used.
+        repaired: instances that were changed.
+        noted: what is used as it is, but is unusual.
+    """
 
     dropped: tuple[Finding, ...] = ()
     repaired: tuple[Finding, ...] = ()
+    noted: tuple[Finding, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"dropped: {finding}" for finding in self.dropped]
         lines += [f"repaired: {finding}" for finding in self.repaired]
+        lines += [f"note: {finding}" for finding in self.noted]
         return "\n".join(lines)
 
 
 @dataclass(frozen=True, eq=False)
 class AnnotationFields:
-    """Fields of one image's annotations that only evaluation needs, unchanged.
+    """Fields of one image's annotations that only evaluation needs.
 
     Attributes:
         ids: ``(G,)`` int64, annotation ids.
-        boxes: ``(G, 4)`` float64, ``x y width height`` in pixels; NaN where missing.
-        areas: ``(G,)`` float64, square pixels; NaN where missing.
+        boxes: ``(G, 4)`` float64, ``x y width height`` in pixels; NaN where unusable.
+        areas: ``(G,)`` float64, square pixels; NaN where missing or contradicting the mask.
     """
 
     ids: NDArray[np.int64]
@@ -95,49 +110,102 @@ class CocoData:
         return len(self.images)
 
 
-def read_coco(annotations: str | Path, images: str | Path | None = None) -> CocoData:
+def read_coco(
+    annotations: str | Path,
+    images: str | Path | None = None,
+    *,
+    crowd_as_instances: bool = False,
+    allow_outside: bool = False,
+) -> CocoData:
     """Read and check a COCO annotation file.
 
-    Masks may be polygons, compressed RLE (a string) or uncompressed RLE (a list). Faulty instances
-    are dropped and reported: masks or boxes of no area or outside the image, numbers that are not
-    finite, polygons of fewer than three points, RLE that does not fit the image, unknown categories
-    or images. Boxes are clipped to the image; missing boxes are taken from the mask. Crowd regions
-    are kept and flagged.
+    Masks may be polygons, compressed RLE (a string) or uncompressed RLE (a list). Polygons that are
+    not nested, lists of points, and run lengths in the place of polygons are recognised. Instances
+    are dropped and reported if their mask is faulty, of no area or outside the image, or their
+    image or category is unknown. Faulty boxes are taken from the masks.
 
     Args:
         annotations: the JSON file.
         images: folder of the image files; None if only masks are needed.
+        crowd_as_instances: read crowd regions as ordinary instances, not flagged; some tools mark
+            every mask that was drawn with a brush as a crowd.
+        allow_outside: allow file names that lead out of the folder.
 
     Raises:
         FileNotFoundError: if the file or the folder does not exist.
-        AnnotationError: if the file is not valid: not JSON, missing keys or image files, duplicate
-            ids, or most annotations of unknown images or categories. The message lists all faults.
+        AnnotationError: if the file is not valid; the message lists all faults, such as missing
+            keys or image files, duplicate ids, or coordinates that are not pixels.
     """
     path = Path(annotations)
     folder = None if images is None else Path(images)
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"The image folder {folder} does not exist.")
-    document = load_document(path, folder)
+    document = load_document(path, folder, allow_outside=allow_outside)
     categories = sorted(document["categories"], key=lambda category: int(category["id"]))
     records = tuple(_record(entry, folder) for entry in document["images"])
-    category_ids = tuple(category["id"] for category in categories)
-    reader = BatchReader(image_sizes(document), category_ids)
+    reader = BatchReader.for_document(document, crowd_as_instances=crowd_as_instances)
     batch = reader.read(document["annotations"])
     instances, fields = _by_image(batch, len(records))
+    report = report_of(reader)
     return CocoData(
         path,
         records,
         instances,
         fields,
         tuple(category["name"] for category in categories),
-        category_ids,
-        report_of(reader),
+        tuple(category["id"] for category in categories),
+        replace(report, noted=report.noted + _repetitions(records, instances, fields)),
     )
 
 
 def report_of(reader: BatchReader) -> Report:
-    """Instances that a reader has dropped or repaired so far."""
-    return Report(_findings(reader.dropped), _findings(reader.repaired))
+    """What a reader has found so far."""
+    return Report(*map(_findings, (reader.dropped, reader.repaired, reader.noted)))
+
+
+def _repetitions(
+    records: Sequence[ImageRecord],
+    instances: Sequence[Instances],
+    fields: Sequence[AnnotationFields],
+) -> tuple[Finding, ...]:
+    """Image files under several ids, and annotations that repeat another one of their image."""
+    findings = []
+    names = Counter(str(record.path) for record in records if record.path is not None)
+    several = [name for name, count in names.items() if count > 1]
+    if several:
+        reason = "image file under several ids"
+        findings.append(Finding(reason, len(several), tuple(several[:EXAMPLES]), "file"))
+    repeated = [
+        int(ids.ids[row])
+        for image, ids in zip(instances, fields, strict=True)
+        for row in _repeated_rows(image)
+    ]
+    if repeated:
+        reason = "annotation that repeats another one"
+        findings.append(Finding(reason, len(repeated), tuple(repeated[:EXAMPLES])))
+    return tuple(findings)
+
+
+def _repeated_rows(instances: Instances) -> list[int]:
+    """Instances of the same class, box and mask as an earlier one."""
+    keys = np.column_stack((instances.labels, instances.boxes))
+    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(keys):
+        return []
+    known: set[tuple[int, bytes]] = set()
+    rows = []
+    for row, place in enumerate(group.reshape(-1).tolist()):
+        key = place, _mask_bytes(instances.shapes[row])
+        if key in known:
+            rows.append(row)
+        known.add(key)
+    return rows
+
+
+def _mask_bytes(shape: Shape) -> bytes:
+    if isinstance(shape, Bitmap):
+        return shape.counts.tobytes()
+    return b"|".join(part.tobytes() for part in shape)
 
 
 def _record(entry: Mapping[str, Any], folder: Path | None) -> ImageRecord:

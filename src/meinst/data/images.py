@@ -30,11 +30,35 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAPPED = (5, 6, 7, 8)  # orientations that swap width and height
 _SENSOR_BITS = (8, 10, 12, 14, 16)
 
 
 class ImageError(ValueError):
     """An image cannot be used; the message gives the file, the reason and the remedy."""
+
+
+def check_header(path: Path, size: tuple[int, int]) -> None:
+    """Check what the header of an image file says, without reading its pixels.
+
+    Args:
+        path: the file.
+        size: width and height in the annotation file.
+
+    Raises:
+        ImageError: as :func:`load_image`, except for damage after the header.
+    """
+    _check_file(path)
+    try:
+        with Image.open(path) as image:
+            _check_pixels(image)
+            sizes = [image.size]
+            if image.getexif().get(_ORIENTATION_TAG, 1) in _SWAPPED:
+                sizes.append(image.size[::-1])
+    except Exception as error:  # as in load_image
+        raise ImageError(f"{path} {_reason(error)}") from error
+    if tuple(size) not in sizes:
+        raise _wrong_size(path, sizes[-1], size)
 
 
 def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
@@ -56,26 +80,38 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
             (``PIL.Image.MAX_IMAGE_PIXELS``), or has another size.
     """
     path = Path(path)
-    if not path.is_file():
-        fault = "is a folder" if path.is_dir() else "does not exist"
-        raise ImageError(f"{path} {fault}: an image file is needed.")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path} is empty (0 bytes): restore or remove it.")
+    _check_file(path)
     try:
         with Image.open(path) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise Image.DecompressionBombError  # Pillow raises it from twice as many on
+            _check_pixels(image)
             image.load()
             upright = _upright(image, size)
             pixels = _rgb(upright)
     except Exception as error:  # Pillow's readers raise almost anything for damaged files
         raise ImageError(f"{path} {_reason(error)}") from error
-    if size is not None and (upright.width, upright.height) != tuple(size):
-        raise ImageError(
-            f"{path} has {upright.width} x {upright.height} pixels, but the annotations expect "
-            f"{size[0]} x {size[1]}: use the image that was annotated."
-        )
+    if size is not None and upright.size != tuple(size):
+        raise _wrong_size(path, upright.size, size)
     return pixels
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise ImageError(f"{path} {fault}: an image file is needed.")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path} is empty (0 bytes): restore or remove it.")
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise Image.DecompressionBombError  # Pillow raises it from twice as many on
+
+
+def _wrong_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
+    return ImageError(
+        f"{path} has {size[0]} x {size[1]} pixels, but the annotations expect "
+        f"{expected[0]} x {expected[1]}: use the image that was annotated."
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from meinst.data.annotations.instance_batch import BatchReader, InstanceBatch
 from meinst.data.coco import Report, report_of
-from meinst.data.coco_file import image_sizes
-from meinst.data.instance_batch import BatchReader, InstanceBatch
 
 # Annotations per batch: enough for efficient array operations, a few MB of memory.
 _BATCH = 4096
@@ -45,16 +44,14 @@ class MaskStream:
         """Prepare to read; nothing is read yet.
 
         Args:
-            document: the result of :func:`meinst.data.coco_file.load_document`.
+            document: the result of :func:`meinst.data.annotations.coco_file.load_document`.
             chosen: which instances to use.
             share: ``(i, n)`` to read every ``n``-th batch from the ``i``-th on.
         """
         categories = sorted(document["categories"], key=lambda category: int(category["id"]))
         self.class_names: tuple[str, ...] = tuple(category["name"] for category in categories)
         self._entries: Sequence[dict[str, Any]] = document["annotations"]
-        self._reader = BatchReader(
-            image_sizes(document), [category["id"] for category in categories]
-        )
+        self._reader = BatchReader.for_document(document)
         self._chosen = chosen or MaskFilter()
         self._share = share
 

@@ -17,9 +17,11 @@ from meinst.data.coco import CocoData, ImageRecord
 from meinst.data.ground_truth import ClassMatch, ground_truth, match_classes
 from meinst.data.images import ImageError, Pixels, load_image
 from meinst.data.metrics import APSummary, coco_metrics
+from meinst.data.summary import commonest_reason
 from meinst.detections import Detections
 from meinst.detector.predictor import Predictor
 from meinst.inference.prefetch import predict_iter
+from meinst.options import first_few
 
 Result = dict[str, Any]
 
@@ -94,10 +96,10 @@ def evaluate(
         on_image: called after each image.
 
     Raises:
-        ValueError: if no class of the model is a category, or the limit is below 1.
+        ValueError: if there is no object of the model's classes, or the limit is below 1.
     """
     limit = model.selection.override(max_detections=max_detections).max_detections
-    classes = match_classes(model.class_names, data)
+    classes = match_measurable(model.class_names, data)
     results: list[Result] = []
     failures: list[Failure] = []
     for outcome in evaluation_results(model, data.images, classes, limit, batch_size):
@@ -147,6 +149,28 @@ def evaluation_results(
             yield Failure(_path(prediction.source), str(error))
         else:
             yield _to_results(detections, prediction.source, classes)
+
+
+def match_measurable(class_names: Sequence[str], data: CocoData) -> ClassMatch:
+    """Match a model's classes to categories, of which there must be objects to find.
+
+    Raises:
+        ValueError: if no class is a category, or there is no usable object of one, naming the
+            commonest reason.
+    """
+    classes = match_classes(class_names, data)
+    if count_objects(data, classes):
+        return classes
+    others = sum(int((~instances.crowd).sum()) for instances in data.instances)
+    reason = (
+        f"its {others} usable objects are of other classes ({first_few(classes.only_data)})."
+        if others
+        else commonest_reason(data)
+    )
+    raise ValueError(
+        f"{data.annotations}: nothing to measure, since it has no usable object of the model's "
+        f"classes: {reason}"
+    )
 
 
 def count_objects(data: CocoData, classes: ClassMatch) -> int:

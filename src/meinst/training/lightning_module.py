@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from meinst.data.coco import CocoData
-from meinst.data.ground_truth import ground_truth, match_classes
+from meinst.data.ground_truth import ground_truth
 from meinst.data.metrics import APSummary, coco_metrics
 from meinst.detector.losses import compute_losses
 from meinst.detector.meinst import MEInst
-from meinst.inference.evaluate import Failure, count_objects, evaluation_results
+from meinst.inference.evaluate import Failure, evaluation_results, match_measurable
 from meinst.models.recipe import Recipe
 from meinst.training.schedule import lr_factor, make_optimizer
 from meinst.types import HeadOutputs, Target
@@ -47,15 +47,8 @@ class Validation:
 
     def __init__(self, class_names: Sequence[str], data: CocoData) -> None:
         self.data = data
-        self.classes = match_classes(class_names, data)
+        self.classes = match_measurable(class_names, data)
         self.truth = ground_truth(data)
-        if not count_objects(data, self.classes):
-            # Every model would have AP 0, and the first weights would be kept as the best.
-            raise ValueError(
-                f"{data.annotations}: no usable object of the model's classes, so nothing can be "
-                f"validated ({len(self.truth['annotations'])} annotations are usable): use "
-                "validation data with objects of these classes."
-            )
 
     def __deepcopy__(self, _: Any) -> Validation:
         return self

@@ -29,6 +29,9 @@ class TrainOptions:
         random_backbone: start the backbone from random weights.
         codec: a fitted codec (.npz). By default the codec of ``init``, or one fitted on the
             training annotations.
+        crowd_as_instances: train and validate on crowd regions (iscrowd 1) as ordinary instances;
+            some tools mark every mask that was drawn with a brush as a crowd.
+        allow_outside: allow file names that lead out of the image folders.
         resume: continue from the last checkpoint in the output folder, with its codec, weights
             and seed; ``init``, ``backbone_weights``, ``random_backbone``, ``codec`` and ``seed``
             are ignored.
@@ -55,6 +58,8 @@ class TrainOptions:
     backbone_weights: Path | None = None
     random_backbone: bool = False
     codec: Path | None = None
+    crowd_as_instances: bool = False
+    allow_outside: bool = False
     resume: bool = False
     seed: int = 0
     devices: int = 1

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from meinst.data.coco import CocoData, read_coco
+from meinst.data.coco import CocoData
 from meinst.data.training_dataset import TrainingDataset
 from meinst.detector.meinst import MEInst
 from meinst.detector.select import SelectOptions
@@ -32,6 +32,7 @@ from meinst.options import first_few, options_to_dict
 from meinst.training.callbacks import BestCheckpoint, LastCheckpoint, ResumableBar, make_ema
 from meinst.training.data_module import DataModule
 from meinst.training.initialize import check_start, find_recipe, make_model, with_codec_of
+from meinst.training.input_data import read_data
 from meinst.training.lightning_module import MONITORED, THRESHOLD, LitMEInst
 from meinst.training.options import TrainOptions
 from meinst.training.plots import draw_curves, draw_sheet, read_logs
@@ -62,7 +63,7 @@ def train(options: TrainOptions) -> Path:
     recipe = find_recipe(options)
     per_device, accumulate = _split_batch(options, recipe)
     check_folder(options.output)
-    train_data, val_data = _read_data(options)
+    train_data, val_data = read_data(options, recipe)
     seed = options.seed
     if options.resume:
         seed = _read_seed(options, accumulate, train_data)
@@ -107,21 +108,6 @@ def _split_batch(options: TrainOptions, recipe: Recipe) -> tuple[int, int]:
             f"{per_device} images_per_device: change one of them."
         )
     return per_device, accumulate
-
-
-def _read_data(options: TrainOptions) -> tuple[CocoData, CocoData]:
-    """Read and check the training and validation data, and log what was left out."""
-    train_data = read_coco(options.train_annotations, options.train_images)
-    val_data = read_coco(options.val_annotations, options.val_images)
-    if len(val_data) < options.world_size:
-        raise ValueError(
-            f"{val_data.annotations}: {len(val_data)} images for {options.world_size} processes, "
-            "but each process needs at least one: add images or use fewer --devices."
-        )
-    for data in (train_data, val_data):
-        if str(data.report):
-            log.warning("%s:\n%s", data.annotations, data.report)
-    return train_data, val_data
 
 
 def _read_seed(options: TrainOptions, accumulate: int, data: CocoData) -> int:

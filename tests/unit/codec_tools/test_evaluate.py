@@ -64,7 +64,8 @@ def test_rejects_data_without_instances(tmp_path: Path) -> None:
     codec = DCTCodec(4, 8)
     nothing = write(tmp_path / "none.json", [])
     crowd = write(tmp_path / "crowd.json", [entry(1, CORNER) | {"iscrowd": 1}])
-    flat = write(tmp_path / "flat.json", [entry(1, CORNER) | {"bbox": [5, 5, 0, 9]}])
+    line = {"segmentation": [[5, 5, 5, 9, 5, 7]]}
+    flat = write(tmp_path / "flat.json", [entry(1, CORNER) | line])
     for data in (nothing, crowd, flat, [nothing, crowd]):
         with pytest.raises(ValueError, match=r"\.json: .* found 0"):
             evaluate_codec(codec, data)
@@ -254,7 +255,7 @@ def test_faulty_annotations_do_not_shift_scores(
     good = evaluate_codec(DCTCodec(9, 14), read_coco(synthetic_data.annotations))
     first = content["annotations"][0]
     broken = [
-        first | {"id": 900, "bbox": [1, 1, 0, 5]},
+        first | {"id": 900, "segmentation": []},
         first | {"id": 901, "segmentation": [[1, 2, 3]]},
     ]
     content["annotations"] = [broken[0], first, broken[1], *content["annotations"][1:]]

@@ -302,7 +302,7 @@ def test_shares_add_up(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_filter_and_reports(workers: int, synthetic_data: SyntheticData, tmp_path: Path) -> None:
     content = synthetic_data.content()
-    content["annotations"][2]["bbox"] = [0, 0, 0, 0]
+    content["annotations"][2]["segmentation"] = []
     broken = written(tmp_path / "broken.json", content)
     paths = [synthetic_data.annotations, broken]
 
@@ -314,7 +314,8 @@ def test_filter_and_reports(workers: int, synthetic_data: SyntheticData, tmp_pat
     assert count(MaskFilter(min_size=30)) < 17
     counts = count_masks(paths, [8], workers=workers)
     texts = [str(report) for report in counts.reports]
-    assert texts == ["", "dropped: 1 x box of no area (annotation 3)"]
+    crowd = "note: 1 x crowd region, not used as an instance (annotation 5)"
+    assert texts == [crowd, f"dropped: 1 x no mask (annotation 3)\n{crowd}"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -115,19 +115,14 @@ def test_image_files_must_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"bbox": [2, 3, 0, 4]}, "box of no area"),
-        ({"bbox": [2, 3, 4, -4]}, "box of no area"),
-        ({"bbox": [30, 3, 4, 4]}, "box outside the image"),
-        ({"bbox": [-9, 3, 4, 4]}, "box outside the image"),
-        ({"bbox": [2, 3, 4]}, "box that is not four finite numbers"),
-        ({"bbox": [2, 3, float("nan"), 4]}, "box that is not four finite numbers"),
-        ({"bbox": "2 3 4 4"}, "box that is not four finite numbers"),
-        ({"bbox": [15, 3, 4, 4]}, "mask outside its box"),
         ({"segmentation": None}, "no mask"),
         ({"segmentation": []}, "no mask"),
         ({"segmentation": "none"}, "no mask"),
         ({"segmentation": [[1, 1, 5, 5]]}, "polygon of fewer than three points"),
-        ({"segmentation": [[1, 1, 5, 5, 3, 1, 2]]}, "polygon of fewer than three points"),
+        (
+            {"segmentation": [[1, 1, 5, 5, 3, 1, 2]]},
+            "polygon of an odd number of coordinates",
+        ),
         ({"segmentation": [[]]}, "polygon of fewer than three points"),
         ({"segmentation": [[2, 3, 4, 5, 6, 7]]}, "mask of no area"),
         (
@@ -136,10 +131,16 @@ def test_image_files_must_exist(tmp_path: Path) -> None:
         ),
         ({"segmentation": [[*SQUARE[:-1], "x"]]}, "polygon that is not a list of finite numbers"),
         (
-            {"segmentation": [[[2, 3], [8, 3], [8, 7]]]},
+            {"segmentation": [[[2, 3], [8, 3], [8, "7"]]]},
             "polygon that is not a list of finite numbers",
         ),
-        ({"segmentation": SQUARE}, "polygon that is not a list of finite numbers"),
+        ({"segmentation": [[1e9, 0, 1e9, 9, 0, 9]]}, "polygon far outside the image"),
+        ({"segmentation": [[25, 3, 28, 3, 28, 7]]}, "mask outside the image"),
+        ({"iscrowd": "0"}, "iscrowd that is not 0 or 1"),
+        ({"iscrowd": "false"}, "iscrowd that is not 0 or 1"),
+        ({"iscrowd": [0]}, "iscrowd that is not 0 or 1"),
+        ({"iscrowd": 1.0}, "iscrowd that is not 0 or 1"),
+        ({"iscrowd": 2}, "iscrowd that is not 0 or 1"),
         ({"segmentation": rle(True, 20, 10)}, "RLE of another size than its image"),
         ({"segmentation": {"counts": [200]}}, "RLE of another size than its image"),
         (
@@ -176,11 +177,18 @@ def test_faulty_instances_are_dropped(tmp_path: Path, change: dict[str, Any], re
 
 
 def test_report_counts_and_gives_examples(tmp_path: Path) -> None:
-    bad = {"bbox": [2, 3, 0, 4]}
-    data = read(tmp_path, document(*[bad] * 8, {"segmentation": []}, *[{}] * 10))
+    bad = {"segmentation": [[1, 1, 5, 5]]}
+    triangles = [{"segmentation": [[x, 3, 8, 3, 8, 7]]} for x in range(7)]
+    crowd = {"iscrowd": 1, "category_id": 2}
+    data = read(
+        tmp_path,
+        document(*[bad] * 8, {"segmentation": []}, {"bbox": None}, *triangles, crowd),
+    )
     assert str(data.report).splitlines() == [
-        "dropped: 8 x box of no area (annotation 100, 101, 102, 103, 104, ...)",
+        "dropped: 8 x polygon of fewer than three points (annotation 100, 101, 102, 103, 104, ...)",
         "dropped: 1 x no mask (annotation 108)",
+        "repaired: 1 x missing box, taken from the mask (annotation 109)",
+        "note: 1 x crowd region, not used as an instance (annotation 117)",
     ]
 
 
@@ -201,9 +209,203 @@ def test_repaired_instances(tmp_path: Path) -> None:
     assert data.report.dropped == ()
     assert set(data.report.repaired) == {
         Finding("box clipped to the image", 1, (100,)),
-        Finding("polygon part of fewer than three points ignored", 1, (102,)),
-        Finding("missing box taken from the mask", 2, (103, 104)),
+        Finding("polygon part of fewer than three points, ignored", 1, (102,)),
+        Finding("missing box, taken from the mask", 2, (103, 104)),
     }
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ([2, 3, 0, 4], "box of no area"),
+        ([2, 3, 4, -4], "box of no area"),
+        ([0, 0, 0, 0], "box of no area"),
+        ([30, 3, 4, 4], "box outside the image"),
+        ([-9, 3, 4, 4], "box outside the image"),
+        ([2, 3, 4], "box that is not four finite numbers"),
+        ([], "box that is not four finite numbers"),
+        ([2, 3, float("nan"), 4], "box that is not four finite numbers"),
+        ([2, 3, 1e400, 4], "box that is not four finite numbers"),
+        ("2 3 4 4", "box that is not four finite numbers"),
+        ([15, 3, 4, 4], "box apart from its mask"),
+    ],
+)
+def test_unusable_box_is_taken_from_the_mask(tmp_path: Path, box: Any, reason: str) -> None:
+    data = read(tmp_path, document({}, {"bbox": box}, {"category_id": 2}, {"category_id": 4}))
+    np.testing.assert_array_equal(data.instances[0].boxes, [[2, 3, 8, 7]] * 4)
+    np.testing.assert_array_equal(data.fields[0].boxes[1], [np.nan] * 4)  # evaluators compute it
+    assert data.report.dropped == ()
+    assert data.report.repaired == (Finding(f"{reason}, taken from the mask", 1, (101,)),)
+
+
+@pytest.mark.parametrize(
+    ("box", "format_name"),
+    [
+        ([2, 3, 8, 7], "appear to be x1 y1 x2 y2"),
+        ([5, 5, 6, 4], "appear to be the centre, width and height"),
+        ([0.1, 0.3, 0.3, 0.4], "appear to be shares of the image's size"),
+        ([0.1, 0.3, 0.4, 0.7], "appear to be x1 y1 x2 y2 as shares"),
+        ([0.25, 0.5, 0.3, 0.4], "appear to be YOLO's"),
+        ([2, 6.5, 6, 3.5], "do not fit the masks"),
+    ],
+)
+def test_boxes_of_another_format_are_taken_from_the_masks(
+    tmp_path: Path, box: list[float], format_name: str
+) -> None:
+    data = read(tmp_path, document(*[{"bbox": box, "category_id": k} for k in (2, 4, 9)]))
+    np.testing.assert_array_equal(data.instances[0].boxes, [[2, 3, 8, 7]] * 3)
+    (finding,) = data.report.repaired
+    assert finding.count == 3
+    assert format_name in finding.reason
+
+
+def test_one_odd_box_does_not_change_the_format_of_the_others(tmp_path: Path) -> None:
+    loose = [1, 2, 8, 6]
+    rows = [{"bbox": loose, "category_id": k} for k in (2, 4, 9)]
+    data = read(tmp_path, document(*rows, {"bbox": [2, 3, 1, 1]}))
+    np.testing.assert_array_equal(data.instances[0].boxes, [[1, 2, 9, 8]] * 3 + [[2, 3, 3, 4]])
+    assert data.report.repaired == ()
+
+
+SQUARE_RUNS = [23, 4, 6, 4, 6, 4, 6, 4, 6, 4, 6, 4, 123]  # rows 3 to 6 in columns 2 to 7
+
+
+@pytest.mark.parametrize(
+    ("mask", "form"),
+    [
+        (SQUARE, "polygon that is not in a list of its own"),
+        ([[2, 3], [8, 3], [8, 7], [2, 7]], "polygon as a list of points"),
+        ([[[2, 3], [8, 3], [8, 7], [2, 7]]], "polygon as a list of points"),
+        ([[[2, 3]], [[8, 3]], [[8, 7]], [[2, 7]]], "polygon as a list of points"),  # OpenCV
+        ([[[[2, 3]], [[8, 3]], [[8, 7]], [[2, 7]]]], "polygon as a list of points"),
+        (SQUARE_RUNS, "run lengths in the place of polygons"),
+        ([SQUARE_RUNS], "run lengths in the place of polygons"),
+    ],
+)
+def test_masks_of_other_forms_are_recognised(tmp_path: Path, mask: Any, form: str) -> None:
+    data = read(tmp_path, document({"segmentation": mask}, {"category_id": 2}))
+    assert data.report.dropped == ()
+    assert data.report.repaired == (Finding(f"{form}, read as such", 1, (100,)),)
+    masks = data.instances[0].masks(8)
+    np.testing.assert_array_equal(masks[0], masks[1])
+    np.testing.assert_array_equal(data.instances[0].boxes[0], [2, 3, 8, 7])
+
+
+@pytest.mark.parametrize("area", [-1, 0, 1e300, 10 * 24 + 17])
+def test_area_that_contradicts_the_mask_is_left_out(tmp_path: Path, area: float) -> None:
+    data = read(tmp_path, document({"area": area}, {"area": 30, "category_id": 2}))
+    np.testing.assert_array_equal(data.fields[0].areas, [np.nan, 30])
+    reason = "area that contradicts the mask, computed from it"
+    assert data.report.repaired == (Finding(reason, 1, (100,)),)
+
+
+def test_crowds_are_counted_and_can_be_used(tmp_path: Path) -> None:
+    content = document({"iscrowd": 1}, {"iscrowd": True, "category_id": 2}, {"category_id": 4})
+    data = read(tmp_path, content)
+    assert data.instances[0].crowd.tolist() == [True, True, False]
+    assert data.report.noted == (Finding("crowd region, not used as an instance", 2, (100, 101)),)
+    used = read_coco(data.annotations, crowd_as_instances=True)
+    assert not used.instances[0].crowd.any()
+    assert used.report.noted == (Finding("crowd region, used as an instance", 2, (100, 101)),)
+
+
+def test_repetitions_are_noted(tmp_path: Path) -> None:
+    other = {"segmentation": [[2, 3, 8, 3, 8, 7]]}
+    content = document({}, other, {}, {"category_id": 2}, {})
+    content["images"].append({"id": 8, "file_name": "a.png", "width": 20, "height": 10})
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.png"):
+        (images / name).touch()
+    data = read(tmp_path, content, images)
+    assert data.report.noted == (
+        Finding("image file under several ids", 1, (str(images / "a.png"),), "file"),
+        Finding("annotation that repeats another one", 2, (102, 104)),
+    )
+    assert len(data.instances[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "present"),
+    [
+        ("images/photo 1.jpg", "photo 1.jpg"),
+        ("images\\photo 1.jpg", "photo 1.jpg"),
+        ("PHOTO 1.JPG", "photo 1.jpg"),
+        ("photo%201.jpg", "photo 1.jpg"),
+        ("cafe\u0301.png", "caf\u00e9.png"),
+        ("photo 1.jpeg", "photo 1.jpg"),
+        ("deep/er.png", "sub/er.png"),
+    ],
+)
+def test_missing_file_is_named_with_the_nearest_one(
+    tmp_path: Path, name: str, present: str
+) -> None:
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    (images / present).touch()
+    (images / "unrelated.gif").touch()
+    content = document({})
+    content["images"] = [content["images"][0] | {"file_name": name}]
+    assert f"{name} (there is {present})" in str(faults_of(tmp_path, content, images))
+    content["images"][0]["file_name"] = "xyz"
+    assert "(file xyz)" in str(faults_of(tmp_path, content, images))
+
+
+@pytest.mark.parametrize(
+    "name", ["../b.png", "sub/../../b.png", "/etc/passwd", "C:\\b.png", "..\\b.png", "\\\\x\\b.png"]
+)
+def test_file_names_must_not_lead_outside(tmp_path: Path, name: str) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "b.png").touch()
+    content = document({})
+    content["images"] = [content["images"][0] | {"file_name": name}]
+    faults = faults_of(tmp_path, content, images).faults
+    assert faults[0].startswith("file names that lead out of the image folder")
+
+
+def test_file_names_may_lead_outside_if_allowed(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "b.png").touch()
+    content = document({})
+    content["images"] = [content["images"][0] | {"file_name": "../b.png"}]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    (record,) = read_coco(path, images, allow_outside=True).images
+    assert record.path == images / "../b.png"
+
+
+def test_coordinates_in_shares_of_the_image_are_rejected(tmp_path: Path) -> None:
+    shares = [0.1, 0.3, 0.4, 0.3, 1.0, 0.7]
+    (fault,) = faults_of(tmp_path, document(*[{"segmentation": [shares]}] * 3)).faults
+    assert "in shares of the image's size (the largest coordinate is 1)" in fault
+
+
+def test_images_beyond_31_bits_and_broken_names_are_rejected(tmp_path: Path) -> None:
+    content = document({})
+    content["images"][1] |= {"width": 2**16, "height": 2**15}
+    content["categories"][0]["name"] = "\ud800"
+    assert faults_of(tmp_path, content).faults == (
+        "images of more than 2147483647 pixels: 1 (image 3)",
+        "broken text: 1 (name '\\ud800')",
+    )
+
+
+def test_hostile_masks_are_dropped_before_memory_is_taken(tmp_path: Path) -> None:
+    side = 40_000
+    zigzag = [value for x in range(300) for value in (x % 2 * side, x)]
+    content = document(
+        {"segmentation": {"size": [side, side], "counts": [0, side * side]}},
+        {"segmentation": [zigzag]},
+        {"segmentation": [[0, 0, 9, 0, 9, 9]]},
+    )
+    content["images"][0] |= {"width": side, "height": side}
+    data = read(tmp_path, content)
+    assert [finding.reason for finding in data.report.dropped] == [
+        "mask whose box has more than 268435456 pixels",
+        "polygon whose outline is too long",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_faulty_parts_and_instances_are_dropped(
     good = [list(map(float, part)) for part in polygon["segmentation"]]
     polygon["segmentation"] = [*good, [1.0, 2.0, 3.0, 4.0]]  # a part of two points
     faulty = content["annotations"][-1]
-    faulty["bbox"] = [900, 900, 5, 5]
+    faulty["segmentation"] = [[900, 900, 905, 900, 905, 905]]
     path = tmp_path / "faulty.json"
     path.write_text(json.dumps(content))
     truth = {entry["id"]: entry for entry in ground_truth(read_coco(path))["annotations"]}

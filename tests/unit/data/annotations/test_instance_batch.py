@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from meinst.data.instance_batch import BatchReader, InstanceBatch
+from meinst.data.annotations.instance_batch import BatchReader, InstanceBatch
 from meinst.ops.rasterize import rasterize_polygons, sample_bitmaps
 
 SIZES = {7: (30, 40), 5: (10, 20), 6: (25, 25)}  # height and width by image id
@@ -111,10 +111,10 @@ def test_no_annotations() -> None:
 
 def test_all_instances_dropped() -> None:
     reader = new_reader()
-    batch = reader.read([entry(1, bbox=[0, 0, 0, 0]), entry(2, segmentation=None)])
+    batch = reader.read([entry(1, segmentation=[[2, 3] * 3]), entry(2, segmentation=None)])
     assert len(batch) == 0
     assert batch.masks(7).shape == (0, 7, 7)
-    assert reader.dropped.ids == {"box of no area": [1], "no mask": [2]}
+    assert reader.dropped.ids == {"mask of no area": [1], "no mask": [2]}
 
 
 def test_arrays_by_hand() -> None:
@@ -221,44 +221,30 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         for name, value in NOT_A_NUMBER.items()
     },
     **{
-        f"{name} in a box": ({"bbox": [2, value, 6, 4]}, NOT_FOUR)
-        for name, value in NOT_A_NUMBER.items()
-    },
-    **{
         f"{name} for a part": ({"segmentation": [SQUARE, value]}, NOT_NUMBERS)
         for name, value in NOT_A_NUMBER.items()
         if name not in ("a list", "an empty list")
     },
-    **{
-        f"{name} for a box": ({"bbox": value}, NOT_FOUR)
-        for name, value in NOT_A_NUMBER.items()
-        if name != "null"
-    },
     "NaN first": ({"segmentation": [[float("nan"), *SQUARE[1:]]]}, NOT_NUMBERS),
     "NaN in a short part": ({"segmentation": [SQUARE, [1.0, float("nan")]]}, NOT_NUMBERS),
     "NaN alone": ({"segmentation": [[float("nan")] * 8]}, NOT_NUMBERS),
-    "pairs": ({"segmentation": [[[2, 3], [8, 3], [8, 7]]]}, NOT_NUMBERS),
-    "no list of parts": ({"segmentation": SQUARE}, NOT_NUMBERS),
-    "five numbers": ({"bbox": [2, 3, 6, 4, 1]}, NOT_FOUR),
-    "three numbers": ({"bbox": [2, 3, 6]}, NOT_FOUR),
-    "corners": ({"bbox": [[2, 3], [8, 7]]}, NOT_FOUR),
-    "a box with keys": ({"bbox": {"x": 2, "y": 3, "w": 6, "h": 4}}, NOT_FOUR),
-    "a box from wall to wall": (
-        {"bbox": [float("-inf"), 0, float("inf"), 4]},
-        NOT_FOUR,
+    "a point without y": ({"segmentation": [[[2, 3], [8, 3], [8]]]}, NOT_NUMBERS),
+    "a point far away": (
+        {"segmentation": [[*SQUARE, 2.0**33, 5.0]]},
+        "polygon far outside the image",
     ),
-    "a box without width": ({"bbox": [2, 3, 0, 4]}, "box of no area"),
-    "a box of negative height": ({"bbox": [2, 3, 6, -4]}, "box of no area"),
-    "a box beyond the image": ({"bbox": [21, 3, 6, 4]}, "box outside the image"),
-    "a box before the image": ({"bbox": [-9, 3, 6, 4]}, "box outside the image"),
-    "a box far away": ({"bbox": [1e308, 3, 1e308, 4]}, "box outside the image"),
-    "a mask elsewhere": ({"bbox": [12, 3, 6, 4]}, "mask outside its box"),
+    "a part far away": (
+        {"segmentation": [[1e300, 2, 3, 4, 5, 6]]},
+        "polygon far outside the image",
+    ),
+    "a mask elsewhere": ({"segmentation": [[21, 3, 25, 3, 25, 6]]}, "mask outside the image"),
+    "text for iscrowd": ({"iscrowd": "0"}, "iscrowd that is not 0 or 1"),
     "null for a mask": ({"segmentation": None}, "no mask"),
     "no parts": ({"segmentation": []}, "no mask"),
     "text for a mask": ({"segmentation": "mask"}, "no mask"),
     "a number for a mask": ({"segmentation": 7}, "no mask"),
     "two points": ({"segmentation": [[1, 1, 5, 5]]}, "polygon of fewer than three points"),
-    "an odd number": ({"segmentation": [SQUARE[:-1]]}, "polygon of fewer than three points"),
+    "an odd number": ({"segmentation": [SQUARE[:-1]]}, "polygon of an odd number of coordinates"),
     "points on a line": ({"segmentation": [[2, 3, 4, 5, 6, 7]]}, "mask of no area"),
     "points on one point": ({"segmentation": [[2, 3] * 5]}, "mask of no area"),
     "an RLE of another image": (
@@ -316,13 +302,50 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+# Unusable boxes, and the reported reason.
+BOX_FAULTS: dict[str, tuple[Any, str]] = {
+    **{f"{name} in a box": ([2, value, 6, 4], NOT_FOUR) for name, value in NOT_A_NUMBER.items()},
+    **{
+        f"{name} for a box": (value, NOT_FOUR)
+        for name, value in NOT_A_NUMBER.items()
+        if name != "null"
+    },
+    "five numbers": ([2, 3, 6, 4, 1], NOT_FOUR),
+    "three numbers": ([2, 3, 6], NOT_FOUR),
+    "corners": ([[2, 3], [8, 7]], NOT_FOUR),
+    "a box with keys": ({"x": 2, "y": 3, "w": 6, "h": 4}, NOT_FOUR),
+    "a box from wall to wall": ([float("-inf"), 0, float("inf"), 4], NOT_FOUR),
+    "a box without width": ([2, 3, 0, 4], "box of no area"),
+    "a box of negative height": ([2, 3, 6, -4], "box of no area"),
+    "a box beyond the image": ([21, 3, 6, 4], "box outside the image"),
+    "a box before the image": ([-9, 3, 6, 4], "box outside the image"),
+    "a box far away": ([1e308, 3, 1e308, 4], "box outside the image"),
+    "a mask elsewhere": ([12, 3, 6, 4], "box apart from its mask"),
+}
+
+
+@pytest.mark.parametrize("name", BOX_FAULTS)
+def test_unusable_box_is_taken_from_the_mask(name: str) -> None:
+    box, reason = BOX_FAULTS[name]
+    for entries in ([], random_entries(30)):
+        plain, reader = new_reader(), new_reader()
+        expected = plain.read([*entries, entry(999)])
+        actual = reader.read([*entries, entry(999, bbox=copy.deepcopy(box))])
+        assert_same(actual, expected)
+        assert np.isnan(actual.file_boxes[-1]).all()
+        assert reader.dropped.ids == plain.dropped.ids
+        found = [key for key, ids in reader.repaired.ids.items() if 999 in ids]
+        assert found == [f"{reason}, taken from the mask"]
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_faulty_annotation_does_not_affect_others(name: str) -> None:
     changes, reason = FAULTS[name]
     entries = random_entries(30)
     plain = new_reader()
     expected = plain.read(entries)
-    assert plain.dropped.ids.keys() >= {"mask of no area", "box of no area"}
+    assert "mask of no area" in plain.dropped.ids
+    assert "box of no area, taken from the mask" in plain.repaired.ids
     for place in (0, 13, 30):
         reader = new_reader()
         faulty = entry(999, **copy.deepcopy(changes))
@@ -352,9 +375,9 @@ def test_many_faulty_annotations() -> None:
 
 def test_an_annotation_has_one_reason() -> None:
     reader = new_reader()
-    wrong = {"image_id": 77, "bbox": [0, 0, 0, 0], "segmentation": None}
+    wrong = {"image_id": 77, "iscrowd": "0", "segmentation": None}
     reader.read([entry(1, **wrong), entry(2, **{**wrong, "image_id": 5})])
-    assert reader.dropped.ids == {"unknown image id": [1], "no mask": [2]}
+    assert reader.dropped.ids == {"unknown image id": [1], "iscrowd that is not 0 or 1": [2]}
 
 
 def test_repaired_instances_are_recorded() -> None:
@@ -378,9 +401,10 @@ def test_repaired_instances_are_recorded() -> None:
     ]
     assert np.diff(batch.instance_starts).tolist() == [1] * 5
     assert reader.repaired.ids == {
-        "missing box taken from the mask": [1, 5],
+        "missing box, taken from the mask": [1, 5],
         "box clipped to the image": [2],
-        "polygon part of fewer than three points ignored": [3],
+        "polygon part of fewer than three points, ignored": [3],
+        "polygon part of an odd number of coordinates, ignored": [3],
     }
     assert reader.dropped.ids == {"unknown image id": [6]}
 
@@ -389,24 +413,34 @@ def test_records_accumulate_over_batches() -> None:
     reader = new_reader()
     for first in (10, 20):
         reader.read(
-            [entry(first, bbox=[0, 0, 0, 0]), entry(first + 1), entry(first + 2, bbox=None)]
+            [entry(first, segmentation=None), entry(first + 1), entry(first + 2, bbox=None)]
         )
-    assert reader.dropped.ids == {"box of no area": [10, 20]}
-    assert reader.repaired.ids == {"missing box taken from the mask": [12, 22]}
+    assert reader.dropped.ids == {"no mask": [10, 20]}
+    assert reader.repaired.ids == {"missing box, taken from the mask": [12, 22]}
 
 
-@pytest.mark.parametrize("far", [2.0**33, 1e18, 1e300, 1.7e308])
-def test_huge_but_finite_coordinates(far: float) -> None:
-    # A spike that leaves the box (pytest fails on any warning).
-    spiked = [[*SQUARE[:4], far, 5.0, *SQUARE[4:]]]
-    batch = new_reader().read([entry(1), entry(2, segmentation=spiked)])
-    assert len(batch) == 2
-    masks = batch.masks(12)
-    assert masks[0].all()
-    assert masks[1].any()
-    gone = new_reader()
-    gone.read([entry(1, segmentation=[[far, far, far, -far, -far, far]], bbox=[2, 3, 6, far])])
-    assert set(gone.dropped.ids) <= {"mask of no area"}
+@pytest.mark.parametrize("far", [1020.5, -1000.5, 2.0**33, 1e300, -1.7e308])
+def test_points_far_outside_the_image_are_not_used(far: float) -> None:
+    # A spike that leaves the image (pytest fails on any warning).
+    spiked = [*SQUARE[:4], far, 5.0, *SQUARE[4:]]
+    reader = new_reader()
+    batch = reader.read(
+        [entry(1), entry(2, segmentation=[spiked]), entry(3, segmentation=[spiked, SQUARE])]
+    )
+    assert batch.ids.tolist() == [1, 3]
+    assert batch.masks(12).all()
+    assert reader.dropped.ids == {"polygon far outside the image": [2]}
+    assert reader.repaired.ids == {"polygon part far outside the image, ignored": [3]}
+
+
+@pytest.mark.parametrize("near", [1020.0, -1000.0])
+def test_points_somewhat_outside_the_image_are_used(near: float) -> None:
+    spiked = [*SQUARE[:4], near, 5.0, *SQUARE[4:]]
+    reader = new_reader()
+    batch = reader.read([entry(1), entry(2, segmentation=[spiked])])
+    assert batch.ids.tolist() == [1, 2]
+    assert batch.masks(12)[0].all()
+    assert reader.dropped.ids == reader.repaired.ids == {}
 
 
 def test_file_without_images_or_categories() -> None:

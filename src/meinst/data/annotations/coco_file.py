@@ -9,14 +9,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from meinst.data.annotations.arrays import Faults, parse_masks
+from meinst.data.annotations.file_names import leads_outside, nearest_files
+
 MANY = 0.5
 """Reject files with a larger share of annotations with an unknown image or category."""
 
 MAX_ID = 2**63 - 1
 """Largest id; evaluators hold ids as 64-bit integers."""
 
+MAX_PIXELS = 2**31 - 1
+"""Largest number of pixels of an image; run lengths are 32-bit integers in pycocotools."""
+
 EXAMPLES = 5
 """Number of faulty ids or names listed in a message."""
+
+_SAMPLE = 1000  # annotations by which the unit of coordinates is recognised
 
 
 class AnnotationError(ValueError):
@@ -31,12 +41,15 @@ class AnnotationError(ValueError):
         self.faults = faults
 
 
-def load_document(path: Path, folder: Path | None) -> dict[str, Any]:
-    """Read a COCO annotation file and check everything except boxes and masks.
+def load_document(
+    path: Path, folder: Path | None, *, allow_outside: bool = False
+) -> dict[str, Any]:
+    """Read a COCO annotation file and check everything except single boxes and masks.
 
     Args:
         path: the JSON file.
         folder: folder of the image files, which must exist; None to skip this check.
+        allow_outside: allow file names that lead out of the folder.
 
     Returns:
         The document. All lists and keys exist, with values of the right types (``file_name`` only
@@ -49,7 +62,9 @@ def load_document(path: Path, folder: Path | None) -> dict[str, Any]:
     document = _parse(path)
     checks = _FileChecks(document, files=folder is not None)
     if folder is not None:
-        checks.image_files(folder)
+        checks.image_files(folder, allow_outside=allow_outside)
+    if not checks.faults:
+        checks.coordinates()
     if checks.faults:
         raise AnnotationError(
             f"{path} is not valid: {'; '.join(checks.faults)}. Correct the file and try again.",
@@ -104,12 +119,14 @@ class _FileChecks:
         self.images = self._entries(
             document, "images", {"id": int, **named, "width": int, "height": int}
         )
-        annotations = self._entries(
+        annotations = self.annotations = self._entries(
             document, "annotations", {"id": int, "image_id": int, "category_id": int}
         )
         categories = self._entries(document, "categories", {"id": int, "name": str})
         empty = [f"{e['id']}" for e in self.images if e["width"] < 1 or e["height"] < 1]
         self._add(empty, "images without width or height", "image")
+        huge = [f"{e['id']}" for e in self.images if e["width"] * e["height"] > MAX_PIXELS]
+        self._add(huge, f"images of more than {MAX_PIXELS} pixels", "image")
         for name, entries in (
             ("images", self.images),
             ("annotations", annotations),
@@ -123,6 +140,8 @@ class _FileChecks:
         # Evaluation matches classes by name, so names must be unique.
         names = _repeated(e["name"] for e in categories)
         self._add(names, "duplicate names in categories", "name")
+        texts = [e["name"] for e in categories] + [e["file_name"] for e in self.images if named]
+        self._add([ascii(text) for text in texts if not _is_unicode(text)], "broken text", "name")
         for name in ("images", "categories"):
             if not document[name]:
                 self.faults.append(f"{name} is empty")
@@ -133,16 +152,48 @@ class _FileChecks:
                 fault = f"annotations (of {len(annotations)}) with an unknown {key}"
                 self._add(unknown, fault, "annotation")
 
-    def image_files(self, folder: Path) -> None:
-        """Check that all image files exist."""
+    def image_files(self, folder: Path, *, allow_outside: bool) -> None:
+        """Check that all image files exist, and lie in the folder."""
+        names = [entry["file_name"] for entry in self.images]
+        if not allow_outside:
+            outside = [name for name in names if leads_outside(name)]
+            remedy = "file names that lead out of the image folder, which --allow-outside permits"
+            self._add(outside, remedy, "file")
         present = {entry.name for entry in os.scandir(folder)}  # one call for a hundred thousand
         missing = [
             name
-            for name in (e["file_name"] for e in self.images)
+            for name in names
             # In a subfolder, or differing in case or accents that the file system ignores.
             if name not in present and not (folder / name).is_file()
         ]
-        self._add(missing, f"image files missing in {folder}", "file")
+        if missing:
+            nearest = nearest_files(missing[:EXAMPLES], folder)
+            examples = [f"{name} (there is {near})" for name, near in nearest.items() if near]
+            examples += [name for name in missing if not nearest.get(name)]
+            examples += missing[: len(missing) - len(examples)]
+            self._add(examples, f"image files missing in {folder}", "file")
+
+    def coordinates(self) -> None:
+        """Check that masks are in pixels, by a sample of them."""
+        sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in self.images}
+        sample = [
+            entry
+            for entry in self.annotations[:: max(len(self.annotations) // _SAMPLE, 1)]
+            if entry["image_id"] in sizes
+        ]
+        if not sample:
+            return
+        numbers = parse_masks(
+            [entry.get("segmentation") for entry in sample],
+            np.array([sizes[entry["image_id"]] for entry in sample], dtype=np.float64),
+            Faults(len(sample)),
+        ).polygons.coordinates
+        whole = np.array_equal(numbers, numbers.round())  # then these are pixels near the corner
+        if not whole and numbers.min() >= 0 and numbers.max() <= 1:
+            self.faults.append(
+                "the polygons are in shares of the image's size (the largest coordinate is "
+                f"{numbers.max():g}), not in pixels: multiply x by width and y by height"
+            )
 
     def _entries(
         self, document: dict[str, Any], name: str, keys: Mapping[str, type]
@@ -187,3 +238,12 @@ def _repeated(values: Iterable[Any]) -> list[str]:
     if len(set(values)) == len(values):
         return []
     return [str(value) for value, count in Counter(values).items() if count > 1]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file; JSON allows halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
