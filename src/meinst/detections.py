@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from meinst.codecs.base import MaskDecoder
 from meinst.ops.draw import PALETTE, blend_masks, draw_boxes, draw_captions
 from meinst.ops.outlines import mask_to_polygons
 from meinst.ops.paste import crop_masks, paste_masks, soft_masks_to_rle
+from meinst.options import printable
 
 if TYPE_CHECKING:
     import supervision
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 # With more objects than this, boxes and captions would hide the picture.
 _MAX_CAPTIONS = 30
 _PIXELS_PER_CAPTION = 8000
+_MAX_COORDINATE = 2**24  # up to here, float32 holds every integer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,9 +67,10 @@ class Detections:
 
     def __post_init__(self) -> None:
         self._check_tensors()
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
+        sides = tuple(self.image_size)
+        if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in sides):
             raise ValueError(
-                "Detections: image_size must be a height and a width of at least 1 pixel, "
+                "Detections: image_size must be a height and a width, integers of at least 1, "
                 f"got {self.image_size}"
             )
         if self.codec.class_names not in (None, self.class_names):
@@ -96,6 +100,12 @@ class Detections:
             if value.is_floating_point() != dtype.is_floating_point:
                 expected = str(dtype).removeprefix("torch.")
                 raise ValueError(f"Detections: {name} must be {expected}, got {value.dtype}")
+        # Written so that NaN is rejected too.
+        if count and not bool((self.boxes.abs() <= _MAX_COORDINATE).all()):
+            raise ValueError(
+                f"Detections: coordinates of boxes must be within {_MAX_COORDINATE} pixels, got "
+                f"{float(self.boxes.abs().max())}"
+            )
         if count:
             low, high = (int(value) for value in self.labels.aminmax())
             if low < 0 or high >= len(self.class_names):
@@ -142,7 +152,7 @@ class Detections:
 
     def __repr__(self) -> str:
         counts = Counter(self.class_names[label] for label in self.labels.tolist())
-        classes = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        classes = ", ".join(f"{count} {printable(name)}" for name, count in counts.most_common())
         height, width = self.image_size
         return f"Detections({len(self)}{': ' * bool(classes)}{classes}; image {height} x {width})"
 
@@ -307,7 +317,9 @@ class Detections:
         soft_masks = self.soft_masks() if soft_masks is None else soft_masks
         crops, corners = crop_masks(soft_masks, self.boxes, self.image_size)
         blend_masks(drawn, crops, corners, colors, alpha)
-        sides = self.boxes.detach().cpu().numpy()
+        height, width = self.image_size
+        limits = np.array([width, height, width, height])
+        sides = self.boxes.detach().cpu().numpy().clip(0, limits)
         if few if boxes is None else boxes:
             drawn = draw_boxes(drawn, sides, colors)
         if few if captions is None else captions:

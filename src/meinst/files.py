@@ -1,11 +1,15 @@
-"""Atomic file writes."""
+"""Atomic file writes, and a check of archives before they are unpacked."""
 
 from __future__ import annotations
 
 import os
 import stat
 import tempfile
+import zipfile
 from pathlib import Path
+
+MAX_EXPANSION, SMALL_ARCHIVE = 20, 2**26
+"""An archive may unpack to this many times its size, and to this many bytes in any case."""
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -50,3 +54,24 @@ def check_folder(folder: Path) -> None:
         raise OSError(
             f"{folder}: cannot be written ({error.strerror}); choose another --output."
         ) from error
+
+
+def check_archive(archive: zipfile.ZipFile, size: int) -> None:
+    """Reject an archive that would fill the memory or disk, from its directory alone.
+
+    Args:
+        archive: an open zip archive.
+        size: size of the file in bytes.
+
+    Raises:
+        ValueError: if it declares too many bytes, a compression other than deflate, or encryption.
+    """
+    unpacked = 0
+    for entry in archive.infolist():
+        unpacked += entry.file_size
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"its member {entry.filename!r} is not compressed with deflate")
+        if entry.flag_bits & 1:
+            raise ValueError(f"its member {entry.filename!r} is encrypted")
+    if unpacked > max(MAX_EXPANSION * size, SMALL_ARCHIVE):
+        raise ValueError(f"{size} bytes would unpack to {unpacked}")

@@ -128,4 +128,16 @@ def _type_name(text: str) -> str:
 def first_few(items: Sequence[str], limit: int = 8, separator: str = ", ") -> str:
     """Join the first few of many items for a message, and say how many more there are."""
     more = len(items) - limit
-    return separator.join(items[:limit]) + (f"{separator}... ({more} more)" if more > 0 else "")
+    return separator.join(map(printable, items[:limit])) + (
+        f"{separator}... ({more} more)" if more > 0 else ""
+    )
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would not print as it is: control characters and line breaks.
+
+    A file name or class name can contain them, and could otherwise forge a line of output.
+    """
+    return "".join(
+        char if char == " " or char.isprintable() else ascii(char)[1:-1] for char in text
+    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meinst.cli.main import print_error
 from meinst.cli.parser import parse_command
 
 if TYPE_CHECKING:
@@ -119,10 +120,10 @@ def _print_problems(metrics: Metrics) -> int:
     for line in metrics.classes.warnings:
         print("warning:", line, file=sys.stderr)
     for failure in metrics.failures:
-        print("error:", failure.reason, file=sys.stderr)
+        print_error(failure.reason)
     if metrics.failures:
         count = f"{len(metrics.failures)} of {metrics.images} images"
-        print(f"error: {count} count as having no detections", file=sys.stderr)
+        print_error(f"{count} count as having no detections")
     return 1 if metrics.failures else 0
 
 
@@ -150,6 +151,8 @@ def class_table(metrics: Metrics) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from meinst.options import printable
+
     table = Table(title="classes")
     table.add_column("")
     for column in ("box AP", "box AP50", "mask AP", "mask AP50"):
@@ -158,7 +161,7 @@ def class_table(metrics: Metrics) -> Table:
         mask = metrics.segm.per_class[name]
         values = (box.ap, box.ap50, mask.ap, mask.ap50)
         if any(value is not None for value in values):
-            table.add_row(escape(name), *map(_number, values))
+            table.add_row(escape(printable(name)), *map(_number, values))
     return table
 
 

@@ -61,8 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KNOWN_ERRORS as error:
         if os.environ.get("MEINST_TRACEBACK"):
             raise
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print_error(error)
         return 2
+
+
+def print_error(error: object) -> None:
+    """Print an error in one line, whatever file names it contains."""
+    from meinst.options import printable
+
+    print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
 
 
 @contextmanager

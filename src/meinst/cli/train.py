@@ -47,11 +47,23 @@ def run(arguments: Sequence[str]) -> int:
         raise ImportError(
             f"training needs the package {error.name}: pip install 'meinst[train]'"
         ) from error
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("meinst").setLevel(logging.INFO)
     keep_for_reuse()
     train(options)
     return 0
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Escapes control characters, which file names and class names may contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, in as many lines as it has."""
+        from meinst.options import printable
+
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 def parse_options(arguments: Sequence[str]) -> TrainOptions:

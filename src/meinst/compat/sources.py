@@ -18,6 +18,7 @@ from torch import Tensor
 
 from meinst.compat.arrays_pickle import read_pickle
 from meinst.compat.errors import ForeignFileError
+from meinst.files import check_archive
 from meinst.options import first_few
 
 HUB = "hf://"
@@ -162,6 +163,7 @@ def _describe_safetensors(path: Path) -> tuple[str, str]:
 def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
+            check_archive(archive, path.stat().st_size)
             names = archive.namelist()
             damaged = archive.testzip()  # torch does not check the checksums
     except (
@@ -172,6 +174,7 @@ def _check_zip(path: Path) -> None:
         EOFError,
         NotImplementedError,
         RuntimeError,
+        ValueError,
     ) as error:
         raise ForeignFileError(
             f"{path}: a truncated or damaged zip archive ({error}). Download it again."

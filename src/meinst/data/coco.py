@@ -21,6 +21,7 @@ from meinst.data.annotations.coco_file import EXAMPLES, load_document
 from meinst.data.annotations.coco_file import AnnotationError as AnnotationError
 from meinst.data.annotations.instance_batch import BatchReader, InstanceBatch, Tally
 from meinst.data.shapes import Bitmap, Instances, Shape
+from meinst.options import printable
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Finding:
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.examples) else ""
-        ids = ", ".join(map(str, self.examples))
+        ids = ", ".join(printable(str(example)) for example in self.examples)
         return f"{self.count} x {self.reason} ({self.noun} {ids}{more})"
 
 
@@ -133,8 +134,7 @@ def read_coco(
 
     Raises:
         FileNotFoundError: if the file or the folder does not exist.
-        AnnotationError: if the file is not valid; the message lists all faults, such as missing
-            keys or image files, duplicate ids, or coordinates that are not pixels.
+        AnnotationError: if the file is not valid; the message lists all faults.
     """
     path = Path(annotations)
     folder = None if images is None else Path(images)

@@ -38,7 +38,7 @@ class ClassMatch:
             (self.only_data, "categories that the model does not know"),
             (self.only_model, "classes of the model without a category"),
         )
-        return [f"not measured: {what}: {', '.join(names)}" for names, what in unmatched if names]
+        return [f"not measured: {what}: {first_few(names)}" for names, what in unmatched if names]
 
 
 def match_classes(class_names: Sequence[str], data: CocoData) -> ClassMatch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import Any
 
 import torch
@@ -41,6 +43,14 @@ class Backbone(nn.Module):
         super().__init__()
         import timm
 
+        # Names with a colon are addresses: timm would ask the hub for them.
+        if not re.fullmatch(r"[\w.]+", name) or not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(
+                f"backbone {name!r} is not a network of timm; {hint}Choose one of "
+                "timm.list_models() that supports features_only."
+            )
         try:
             self.net: Any = timm.create_model(name, features_only=True, out_indices=levels)
         except (RuntimeError, AttributeError, AssertionError, IndexError) as error:

@@ -38,8 +38,9 @@ class HeadOptions:
     modulated: bool = False
 
     def __post_init__(self) -> None:
-        """Reject negative numbers."""
-        check_range(self, 0, math.inf, "num_convs", "num_shared_convs", "norm_groups")
+        """Reject negative and absurd numbers."""
+        check_range(self, 0, 64, "num_convs", "num_shared_convs")
+        check_range(self, 0, math.inf, "norm_groups")
 
 
 class Tower(nn.Sequential):

@@ -8,6 +8,7 @@ detections. :class:`meinst.detector.meinst.MEInst` is the PyTorch network;
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ from meinst.types import HeadOutputs
 
 ModelInput: TypeAlias = "ImageLike | ResizedImage"
 PAD_MULTIPLE = 32  # the coarsest stride of common backbones
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of its parent's OpenMP threads, and would wait for them forever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,11 @@ class Predictor(nn.Module, ABC):
             )
         self.codec = codec
         self.refiner = MaskRefiner(options.refine_channels) if options.refine_channels else None
+        self.reset_constants()
+
+    def reset_constants(self) -> None:
+        """Set the buffers that follow from the options and are not part of a file."""
+        options = self.options
         self.register_buffer("pixel_mean", torch.tensor(options.pixel_mean).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(options.pixel_std).view(3, 1, 1), False)
 
@@ -245,8 +255,13 @@ class Predictor(nn.Module, ABC):
             selection: what counts as a detection; the model's own if None.
 
         Raises:
-            ValueError: if an image cannot be read.
+            ValueError: if an image cannot be read, or the model is not in float32.
         """
+        if self.pixel_mean.dtype != torch.float32:
+            raise ValueError(
+                f"a model predicts in float32, this one is in {self.pixel_mean.dtype}: call its "
+                ".float()."
+            )
         resized = [i if isinstance(i, ResizedImage) else self.resize(i) for i in images]
         sizes = [ImageSizes(i.original.shape[:2], i.resized.shape[:2]) for i in resized]
         detections: dict[int, Detections] = {}

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from meinst.codecs import Codec
 from meinst.detector.meinst import MEInst
 from meinst.detector.predictor import Predictor
 from meinst.models.model_file import (
     MODEL_FORMAT,
+    ModelFileError,
     ModelInfo,
     build_codec,
     load_tensors,
@@ -111,10 +115,29 @@ def load_model(name_or_path: str | Path) -> MEInst:
     """
     path = find_model(name_or_path)
     info, tensors = read_model_file(path, MODEL_FORMAT)
-    model = build_model(info.class_names, info.recipe, build_codec(info, path))
-    load_tensors(model, tensors, path)
+    model = _build_and_load(info, tensors, path)
     model.metadata = {"recipe": info.recipe, "metrics": info.metrics}
     return model.eval()
+
+
+def _build_and_load(info: ModelInfo, tensors: dict[str, Tensor], path: Path) -> MEInst:
+    """Build a model around a file's tensors.
+
+    It is built without memory first, so that a file that describes a network of other sizes than
+    its tensors takes none.
+    """
+    try:
+        with torch.device("meta"):
+            model = build_model(info.class_names, info.recipe, build_codec(info, path))
+    except ValueError as error:
+        raise ModelFileError(f"{path}: its network cannot be built: {error}") from error
+    load_tensors(model, tensors, path, assign=True)
+    model.reset_constants()
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        # A timm network with constants that are not part of its weights.
+        model = build_model(info.class_names, info.recipe, build_codec(info, path))
+        load_tensors(model, tensors, path)
+    return model.to(memory_format=torch.channels_last)
 
 
 def build_model(class_names: tuple[str, ...], recipe: Recipe, codec: Codec) -> MEInst:

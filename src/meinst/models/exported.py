@@ -9,6 +9,7 @@ mask refiner. Points and strides follow from the size of the input.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -103,7 +104,7 @@ def load_exported(folder: Path) -> ExportedMEInst:
         )
     info, tensors = read_model_file(path, EXPORT_FORMAT)
     graph = folder / GRAPHS[formats[0]]
-    open_graph = _open_openvino if formats == ["openvino"] else _open_onnx
+    open_graph = _OpenVINOGraph if formats == ["openvino"] else _ONNXGraph
     try:
         run = open_graph(graph, output_names(info.recipe.model))
     except ImportError:
@@ -125,9 +126,13 @@ def is_export(folder: Path) -> bool:
 def import_extra(name: str) -> Any:
     """Import a package of the extra "export".
 
+    OpenVINO and nncf report their use to Intel, even when they only open a graph. They do without
+    if the package that does so is missing, so it is hidden from them.
+
     Raises:
-        ImportError: if it is not installed, with the remedy.
+        ImportError: if the package is not installed, with the remedy.
     """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -136,28 +141,51 @@ def import_extra(name: str) -> Any:
         ) from error
 
 
-def _open_openvino(path: Path, outputs: Sequence[str]) -> Run:
-    core = import_extra("openvino").Core()
-    options = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-        # By default, layers that are not quantised run in bfloat16 where the CPU supports it.
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    request = core.compile_model(str(path), "CPU", options).create_infer_request()
-    one_at_a_time = Lock()
+class _Graph:
+    """An opened graph; a pickle of it holds the path, and opens it again.
 
-    def run(pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        with one_at_a_time:
-            results = request.infer({INPUT: pixels}, share_inputs=True)
-        return [results[name] for name in outputs]
+    Args:
+        path: the file.
+        outputs: names of the outputs, in the order in which a call returns them.
+    """
 
-    return run
+    def __init__(self, path: Path, outputs: Sequence[str]) -> None:
+        self.path = path
+        self.outputs = tuple(outputs)
+
+    def __reduce__(self) -> tuple[type[_Graph], tuple[Path, tuple[str, ...]]]:
+        return type(self), (self.path.absolute(), self.outputs)
 
 
-def _open_onnx(path: Path, outputs: Sequence[str]) -> Run:
-    onnxruntime = import_extra("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(outputs, {INPUT: pixels})
+class _OpenVINOGraph(_Graph):
+    def __init__(self, path: Path, outputs: Sequence[str]) -> None:
+        super().__init__(path, outputs)
+        options = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            # By default, layers that are not quantised run in bfloat16 where the CPU supports it.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        core = import_extra("openvino").Core()
+        self._request = core.compile_model(str(path), "CPU", options).create_infer_request()
+        self._one_at_a_time = Lock()
+
+    def __call__(self, pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        with self._one_at_a_time:
+            results = self._request.infer({INPUT: pixels}, share_inputs=True)
+        return [results[name] for name in self.outputs]
+
+
+class _ONNXGraph(_Graph):
+    def __init__(self, path: Path, outputs: Sequence[str]) -> None:
+        super().__init__(path, outputs)
+        onnxruntime = import_extra("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        arrays: Sequence[NDArray[np.float32]] = self._session.run(self.outputs, {INPUT: pixels})
+        return arrays

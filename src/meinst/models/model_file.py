@@ -126,7 +126,8 @@ def _parse_description(metadata: dict[str, str], path: Path, source: str) -> Mod
     """
     try:
         values = {name: json.loads(metadata[name]) for name in _METADATA}
-    except (KeyError, json.JSONDecodeError) as error:
+        _check_description(values)
+    except (KeyError, ValueError, RecursionError) as error:
         raise ModelFileError(
             f"{path}: its description is damaged ({type(error).__name__}: {error}). Use {source}."
         ) from error
@@ -143,6 +144,17 @@ def _parse_description(metadata: dict[str, str], path: Path, source: str) -> Mod
         codec=values["codec"],
         metrics=values["metrics"],
     )
+
+
+def _check_description(values: dict[str, Any]) -> None:
+    names = values["class_names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names is not a list of names")
+    if not names or len(set(names)) < len(names):
+        raise ValueError("class_names must be one or more different names")
+    for key in ("codec", "recipe", "metrics"):
+        if not isinstance(values[key], dict):
+            raise ValueError(f"{key} is not an object")
 
 
 def read_format(path: Path) -> str | None:
@@ -168,8 +180,16 @@ def build_codec(info: ModelInfo, path: Path) -> Codec:
         raise ModelFileError(f"{path}: its codec cannot be built: {error}") from error
 
 
-def load_tensors(model: Predictor, tensors: dict[str, Tensor], path: Path) -> None:
+def load_tensors(
+    model: Predictor, tensors: dict[str, Tensor], path: Path, *, assign: bool = False
+) -> None:
     """Load a file's tensors into a model, converted to the model's types.
+
+    Args:
+        model: changed in place.
+        tensors: by name.
+        path: the file, for messages.
+        assign: let the model use the tensors themselves, without a copy.
 
     Raises:
         ModelFileError: if names or shapes do not match the model.
@@ -187,4 +207,5 @@ def load_tensors(model: Predictor, tensors: dict[str, Tensor], path: Path) -> No
             f"{path}: {len(wrong)} tensors do not fit the network that the file describes: "
             f"{first_few(wrong, 3, '; ')}. The file was changed after it was written."
         )
-    model.load_state_dict({name: tensor.to(expected[name]) for name, tensor in tensors.items()})
+    state = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(state, assign=assign)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from meinst.ops.rle_kernels import encode_masks, paint_masks
 
+_MAX_PIXELS = 2**31 - 1  # run lengths are 32-bit integers in pycocotools
+
 
 def pixel_windows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Find the pixels whose centres are inside each box, borders included.
@@ -107,10 +109,16 @@ def soft_masks_to_rle(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> lis
         ``N`` dicts of ``size`` (``[H, W]``) and ``counts`` (``str``, ready for JSON).
 
     Raises:
-        ValueError: If a shape is wrong or a box is not finite.
+        ValueError: If a shape is wrong, a box is not finite, or the image has more pixels than the
+            format counts.
     """
     values, corners, windows = _prepare(soft, boxes, size)
     height, width = map(int, size)  # ready for JSON
+    if height * width > _MAX_PIXELS:
+        raise ValueError(
+            f"COCO RLE is limited to images of {_MAX_PIXELS} pixels, got {height} x {width}: use "
+            "polygons or crops."
+        )
     text, begins = encode_masks(values, corners, windows, height, width)
     return [
         {"size": [height, width], "counts": text[begin:end].tobytes().decode("ascii")}

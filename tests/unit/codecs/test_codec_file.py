@@ -1,5 +1,8 @@
+import io
 import os
 import pickle
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +155,7 @@ def test_does_not_unpickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     objects = np.array([[Trap()]], dtype=object)
     np.savez(tmp_path / "objects.npz", **changed(mean_c=objects))
-    with pytest.raises(CodecFileError, match="plain numbers; found objects"):
+    with pytest.raises(CodecFileError, match="arrays of numbers; found objects"):
         PCACodec.load(tmp_path / "objects.npz")
     (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(CodecFileError, match=r"an \.npz archive"):
@@ -162,7 +165,7 @@ def test_does_not_unpickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_files_of_other_kinds(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.zeros(3))
-    with pytest.raises(CodecFileError, match="a single array"):
+    with pytest.raises(CodecFileError, match=r"an \.npz archive"):
         PCACodec.load(tmp_path / "array.npy")
     for name, content in (("empty", b""), ("text", b"hello"), ("zip", b"PK\x03\x04 broken")):
         (tmp_path / name).write_bytes(content)
@@ -170,6 +173,43 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
             PCACodec.load(tmp_path / name)
     with pytest.raises(IsADirectoryError):
         PCACodec.load(tmp_path)
+
+
+def npz(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    return header.getvalue()
+
+
+def test_archives_that_would_fill_the_memory_are_not_unpacked(tmp_path: Path) -> None:
+    zeros = npy_header((2**25,)) + bytes(2**27)
+    bomb = npz(tmp_path / "bomb.npz", {"mean_c.npy": zeros}, zipfile.ZIP_DEFLATED)
+    assert bomb.stat().st_size < 2**20
+    claim = npz(tmp_path / "claim.npz", {"mean_c.npy": npy_header((2**40,)) + bytes(100)})
+    packed = npz(tmp_path / "packed.npz", {"mean_c.npy": zeros[:1000]}, zipfile.ZIP_LZMA)
+    tracemalloc.start()
+    for path, found in ((bomb, "would unpack"), (claim, "shape"), (packed, "deflate")):
+        with pytest.raises(CodecFileError, match=rf"{path.name}.*found.*{found}"):
+            PCACodec.load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
+@pytest.mark.parametrize("config", ["[" * 100_000, "9" * 5000])
+def test_config_that_python_cannot_parse(config: str, tmp_path: Path) -> None:
+    tags = {"kind": np.array("pca"), "version": np.array(1), "config": np.array(config)}
+    np.savez(tmp_path / "deep.npz", **tags)
+    with pytest.raises(CodecFileError, match="its config must be JSON"):
+        PCACodec.load(tmp_path / "deep.npz")
 
 
 def test_a_damaged_archive(tmp_path: Path) -> None:

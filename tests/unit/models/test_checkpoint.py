@@ -1,4 +1,7 @@
 import json
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from meinst import files
@@ -21,6 +25,7 @@ from meinst.models.checkpoint import (
 )
 from meinst.models.model_file import MODEL_FORMAT, ModelFileError, read_format
 from meinst.models.recipe import load_recipe
+from meinst.options import options_to_dict
 
 
 def test_saved_model_is_loaded_unchanged(tiny_model: MEInst, tmp_path: Path) -> None:
@@ -127,6 +132,81 @@ def test_damaged_description_is_an_error(tiny_model_file: Path, tmp_path: Path) 
         save_file(load_file(tiny_model_file), path, changed)
         with pytest.raises(ModelFileError, match=r"damaged\.safetensors: .*description"):
             load_model(path)
+
+
+def with_description(model_file: Path, path: Path, **changes: object) -> Path:
+    """A copy of a model file with another description."""
+    with safe_open(model_file, framework="pt") as file:
+        metadata = file.metadata() | {key: json.dumps(value) for key, value in changes.items()}
+    save_file(load_file(model_file), path, metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"class_names": 7}, "class_names is not a list"),
+        ({"class_names": []}, "one or more different names"),
+        ({"class_names": ["a", "a"]}, "one or more different names"),
+        ({"class_names": [1]}, "class_names is not a list of names"),
+        ({"codec": []}, "codec is not an object"),
+        ({"recipe": None}, "recipe is not an object"),
+        ({"metrics": "none"}, "metrics is not an object"),
+    ],
+)
+def test_description_of_other_types_is_an_error(
+    changes: dict[str, object], reason: str, tiny_model_file: Path, tmp_path: Path
+) -> None:
+    path = with_description(tiny_model_file, tmp_path / "other.safetensors", **changes)
+    with pytest.raises(ModelFileError, match=rf"other\.safetensors.*{reason}"):
+        load_model(path)
+
+
+LOAD_IN_LITTLE_MEMORY = """
+import resource, sys
+import meinst
+meinst.load(sys.argv[1])  # imports everything
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    meinst.load(sys.argv[2])
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_size_of_the_network_is_checked_before_memory_is_taken(
+    tiny_model_file: Path, tmp_path: Path
+) -> None:
+    recipe = options_to_dict(read_info(tiny_model_file).recipe)
+    recipe["model"]["channels"] = 12000
+    path = with_description(tiny_model_file, tmp_path / "huge.safetensors", recipe=recipe)
+    command = [sys.executable, "-W", "ignore", "-c", LOAD_IN_LITTLE_MEMORY]
+    done = subprocess.run(
+        [*command, str(tiny_model_file), str(path)], capture_output=True, text=True, check=False
+    )
+    assert "tensors do not fit the network that the file describes" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["hf-hub:someone/anything", "hf_hub:someone/anything", "local-dir:/tmp", "resnet999"],
+)
+def test_model_files_name_networks_of_timm_alone(
+    backbone: str, tiny_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*_: object) -> None:
+        pytest.fail("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    recipe = options_to_dict(read_info(tiny_model_file).recipe)
+    recipe["model"]["backbone"] = backbone
+    path = with_description(tiny_model_file, tmp_path / "other.safetensors", recipe=recipe)
+    with pytest.raises(ModelFileError, match=rf"other\.safetensors.*{backbone}"):
+        load_model(path)
 
 
 def test_two_models_are_shipped() -> None:

@@ -35,7 +35,7 @@ def eager_engine(tiny_model: MEInst, monkeypatch: pytest.MonkeyPatch) -> list[np
         inputs.append(pixels)
         return [output.detach().numpy() for output in network(torch.from_numpy(pixels))]
 
-    monkeypatch.setattr(runtime, "_open_onnx", lambda *_: run)
+    monkeypatch.setattr(runtime, "_ONNXGraph", lambda *_: run)
     return inputs
 
 

@@ -107,7 +107,7 @@ def test_faults_name_the_file_and_the_key(tmp_path: Path, text: str, words: list
         ("loss: {refine_samples: -1}", "refine_samples must be at least 0, got -1"),
         ("loss: {dice_weight: .nan}", "dice_weight must be at least 0, got nan"),
         ("loss: {focal_alpha: 7}", "focal_alpha must be between 0 and 1, got 7"),
-        ("model: {head: {num_convs: -1}}", "num_convs must be at least 0, got -1"),
+        ("model: {head: {num_convs: -1}}", "num_convs must be between 0 and 64, got -1"),
         ("optimizer: {ema_decay: 2}", "ema_decay must be between 0 and 1, got 2"),
         ("optimizer: {lr: -0.1}", "lr must be at least 0, got -0.1"),
         ("schedule: {warmup_iterations: -5}", "warmup_iterations must be at least 0, got -5"),

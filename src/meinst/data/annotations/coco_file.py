@@ -13,6 +13,7 @@ import numpy as np
 
 from meinst.data.annotations.arrays import Faults, parse_masks
 from meinst.data.annotations.file_names import leads_outside, nearest_files
+from meinst.options import printable
 
 MANY = 0.5
 """Reject files with a larger share of annotations with an unknown image or category."""
@@ -229,7 +230,7 @@ class _FileChecks:
         """Record a fault of the given ids, names or positions, if there are any."""
         if faulty:
             more = ", ..." if len(faulty) > EXAMPLES else ""
-            examples = ", ".join(faulty[:EXAMPLES])
+            examples = ", ".join(map(printable, faulty[:EXAMPLES]))
             self.faults.append(f"{fault}: {len(faulty)} ({noun} {examples}{more})")
 
 
