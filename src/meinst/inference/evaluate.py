@@ -6,7 +6,7 @@ Of each image only boxes, scores and run-length-encoded masks are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import torch
 
 from meinst.data.coco import CocoData, ImageRecord
 from meinst.data.ground_truth import ClassMatch, ground_truth, match_classes
-from meinst.data.images import ImageError, Pixels, load_image
+from meinst.data.images import ImageError, Picture, read_image
 from meinst.data.metrics import APSummary, coco_metrics
 from meinst.detections import Detections
 from meinst.detector.predictor import Predictor
+from meinst.images.notes import NoteSummary
 from meinst.inference.prefetch import predict_iter
 
 Result = dict[str, Any]
@@ -45,6 +46,7 @@ class Metrics:
         detections: number of detections.
         classes: which classes were measured.
         failures: images that count as having no detections.
+        notes: how images were read and resized, a line for each kind.
     """
 
     bbox: APSummary
@@ -55,6 +57,7 @@ class Metrics:
     detections: int
     classes: ClassMatch
     failures: tuple[Failure, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; paths as text."""
@@ -70,6 +73,7 @@ class Metrics:
             "failures": [
                 {"file": str(failure.path), "reason": failure.reason} for failure in self.failures
             ],
+            "notes": list(self.notes),
         }
 
 
@@ -99,14 +103,13 @@ def evaluate(
     limit = model.selection.override(max_detections=max_detections).max_detections
     classes = match_classes(model.class_names, data)
     results: list[Result] = []
-    failures: list[Failure] = []
-    for outcome in evaluation_results(model, data.images, classes, limit, batch_size):
+    failures, notes = list[Failure](), NoteSummary()
+    for outcome in evaluation_results(model, data.images, classes, limit, batch_size, notes):
         if isinstance(outcome, Failure):
             failures.append(outcome)
         else:
             results += outcome
-        if on_image is not None:
-            on_image()
+        (on_image or (lambda: None))()
     metrics = coco_metrics(ground_truth(data), results, limit, classes.matched_ids)
     return Metrics(
         metrics.bbox,
@@ -117,6 +120,7 @@ def evaluate(
         detections=len(results),
         classes=classes,
         failures=tuple(failures),
+        notes=tuple(notes.lines()),
     )
 
 
@@ -126,6 +130,7 @@ def evaluation_results(
     classes: ClassMatch,
     max_detections: int,
     batch_size: int = 1,
+    notes: NoteSummary | None = None,
 ) -> Iterator[list[Result] | Failure]:
     """For each image its detections as COCO results, or why it could not be read.
 
@@ -137,15 +142,22 @@ def evaluation_results(
         classes: the model's classes as categories.
         max_detections: limit of detections per image.
         batch_size: images per forward pass, where they have the same size.
+        notes: collects how the images were read and resized.
     """
-    selection = replace(model.selection, score_threshold=0.0, max_detections=max_detections)
-    predictions = predict_iter(model, records, _load, batch_size=batch_size, selection=selection)
+    selection = model.selection.override(0.0, max_detections)
+
+    def read(record: ImageRecord) -> Picture:
+        return read_image(_path(record), model.input_options, (record.width, record.height))
+
+    predictions = predict_iter(model, records, read, batch_size=batch_size, selection=selection)
     for prediction in predictions:
         try:
             _, detections = prediction.result()
         except ImageError as error:
             yield Failure(_path(prediction.source), str(error))
         else:
+            if notes is not None:
+                notes.add(_path(prediction.source), prediction.notes)
             yield _to_results(detections, prediction.source, classes)
 
 
@@ -156,10 +168,6 @@ def count_objects(data: CocoData, classes: ClassMatch) -> int:
         int((np.isin(instances.labels, measured) & ~instances.crowd).sum())
         for instances in data.instances
     )
-
-
-def _load(record: ImageRecord) -> Pixels:
-    return load_image(_path(record), (record.width, record.height))
 
 
 def _to_results(detections: Detections, record: ImageRecord, classes: ClassMatch) -> list[Result]:

@@ -119,4 +119,4 @@ def load_model(name_or_path: str | Path) -> MEInst:
 
 def build_model(class_names: tuple[str, ...], recipe: Recipe, codec: Codec) -> MEInst:
     """The model that a recipe describes, with new weights."""
-    return MEInst(class_names, codec, recipe.model, recipe.resize, recipe.selection)
+    return MEInst(class_names, codec, recipe.model, recipe.resize, recipe.selection, recipe.input)
