@@ -158,4 +158,6 @@ def _print_report(report: ExportReport) -> None:
         if metrics is not None:
             box, mask = metrics.bbox.ap, metrics.segm.ap
             print(f"{name}: box AP {box:.3f}, mask AP {mask:.3f} ({metrics.images} images)")
+    for line in report.float32.notes if report.float32 is not None else ():
+        print(line, file=sys.stderr)
     print(f"written: {report.folder}")

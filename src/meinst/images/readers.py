@@ -111,7 +111,8 @@ def cuts_values(image: Image.Image) -> bool:
         return False
     for tile in _tiles(image):
         args = tile[3] if isinstance(tile[3], (tuple, list)) else (tile[3],)
-        if any(isinstance(each, str) and ";16" in each for each in args):
+        # Not "RGB;16", which is 16 bits for all channels together.
+        if any(isinstance(each, str) and re.search(";16[BLN]", each) for each in args):
             return True
         if image.format == "PPM" and isinstance(args[-1], int) and args[-1] > 255:
             return True

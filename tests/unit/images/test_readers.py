@@ -236,6 +236,20 @@ def test_pillow_image_that_would_be_cut_is_rejected(tmp_path: Path) -> None:
         to_rgb(image)
 
 
+def test_sixteen_bits_per_pixel_are_not_cut(tmp_path: Path) -> None:
+    # BMP with 5, 6 and 5 bits for R, G and B: white, pure red, pure blue, black.
+    pixels = struct.pack("<4H", 0xFFFF, 0xF800, 0x001F, 0)
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 1, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    start = 14 + len(header) + len(masks)
+    file_header = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start)
+    (tmp_path / "a.bmp").write_bytes(file_header + header + masks + pixels)
+    expected = [[[255, 255, 255], [255, 0, 0], [0, 0, 255], [0, 0, 0]]]
+    np.testing.assert_array_equal(load_image(tmp_path / "a.bmp"), expected)
+    with Image.open(tmp_path / "a.bmp") as image:
+        np.testing.assert_array_equal(to_rgb(image), expected)
+
+
 def test_heic_is_read(tmp_path: Path) -> None:
     import pillow_heif
 
