@@ -74,6 +74,8 @@ def test_predict_reports_and_records_what_was_done(
     assert "2000 to 6080 shown as 0 to 255" in capsys.readouterr().err
     (image,) = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     assert (image["intensity"]["low"], image["intensity"]["high"]) == (2000, 6080)
+    assert main(["predict", str(folder / "two.tif"), *options, "--intensity=-500:9e3"]) == 0
+    assert "-500 to 9e3 shown as 0 to 255" in capsys.readouterr().err
     # 2000 to 6080 is 16 times 0 to 255, so the overlay shows the 8-bit image.
     original = load_image(synthetic_data.images / "two.png").astype(int)
     np.testing.assert_array_equal(

@@ -41,8 +41,8 @@ class PredictArguments:
         max_detections: limit of detections per image; by default the model's own.
         intensity: for images of more than 8 bits, the values that become 0 and 255: percentile
             (percentiles 0.1 and 99.9 of the image), full (its smallest and greatest value) or
-            LOW:HIGH; by default the model's own, which is percentile unless it was trained
-            otherwise.
+            LOW:HIGH (with = if negative: --intensity=-500:900); by default the model's own, which
+            is percentile unless it was trained otherwise.
         batch_size: images per forward pass, where they have the same size; useful on GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
     """
