@@ -317,9 +317,7 @@ class Detections:
         soft_masks = self.soft_masks() if soft_masks is None else soft_masks
         crops, corners = crop_masks(soft_masks, self.boxes, self.image_size)
         blend_masks(drawn, crops, corners, colors, alpha)
-        height, width = self.image_size
-        limits = np.array([width, height, width, height])
-        sides = self.boxes.detach().cpu().numpy().clip(0, limits)
+        sides = self._boxes_in_image()
         if few if boxes is None else boxes:
             drawn = draw_boxes(drawn, sides, colors)
         if few if captions is None else captions:
@@ -327,6 +325,12 @@ class Detections:
             texts = [f"{self.class_names[label]} {score:.2f}" for label, score in pairs]
             drawn = draw_captions(drawn, sides, texts, colors)
         return drawn
+
+    def _boxes_in_image(self) -> np.ndarray:
+        """The boxes, clipped to the image."""
+        height, width = self.image_size
+        boxes: np.ndarray = self.boxes.detach().cpu().numpy()
+        return boxes.clip(0, np.array([width, height, width, height]))
 
     def _check_image(self, image: np.ndarray, alpha: float) -> None:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:

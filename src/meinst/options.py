@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -13,7 +14,7 @@ T = TypeVar("T")
 
 
 def check_range(options: object, low: float, high: float, *names: str) -> None:
-    """Reject attributes that are out of range; None counts as in range.
+    """Reject attributes that are out of range or not numbers; None counts as in range.
 
     Args:
         options: the object that has the attributes.
@@ -24,11 +25,33 @@ def check_range(options: object, low: float, high: float, *names: str) -> None:
     Raises:
         ValueError: naming the attribute, the range and the value.
     """
+    declared: Any = options
+    whole = {each.name for each in fields(declared) if str(each.type).startswith("int")}
     for name in names:
         value = getattr(options, name)
-        if value is not None and not low <= value <= high:
-            limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-            raise ValueError(f"{name} must be {limits}, got {value}.")
+        if value is not None:
+            check_number(name, value, low, high, whole=name in whole)
+
+
+def check_number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
+    """Reject a value that is out of range or not a number.
+
+    Args:
+        name: name of the value.
+        value: the value.
+        low: smallest allowed value.
+        high: largest allowed value, or infinity.
+        whole: whether it must be a whole number.
+
+    Raises:
+        ValueError: naming the value and the rule.
+    """
+    kind = numbers.Integral if whole else numbers.Real
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a {'whole ' * whole}number, got {value!r}.")
+    if not low <= value <= high:  # type: ignore[operator]
+        limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be {limits}, got {value}.")
 
 
 def options_from_dict(kind: type[T], values: Mapping[str, Any], source: str) -> T:

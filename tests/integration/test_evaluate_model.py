@@ -15,10 +15,12 @@ import torch
 from conftest import SyntheticData
 
 from meinst.data.coco import CocoData, read_coco
+from meinst.data.images import Picture
 from meinst.data.transforms import ResizedImage
 from meinst.detections import Detections
 from meinst.detector.meinst import MEInst
 from meinst.detector.select import SelectOptions
+from meinst.images.intensity import InputOptions
 from meinst.inference.evaluate import evaluate
 
 
@@ -26,14 +28,15 @@ class Perfect:
     """A model that returns the annotations; it recognises images by their different sizes."""
 
     selection = SelectOptions(max_detections=50)
+    input_options = InputOptions()
 
     def __init__(self, data: CocoData, class_names: tuple[str, ...], model: MEInst) -> None:
         self.data, self.class_names, self.codec = data, class_names, model.codec
         self.images: list[weakref.ref[np.ndarray]] = []
         self.most_in_memory = 0
 
-    def resize(self, image: np.ndarray) -> ResizedImage:
-        return ResizedImage(image, image)
+    def resize(self, image: Picture) -> ResizedImage:
+        return ResizedImage(image.pixels, image.pixels)
 
     def predict_batch(
         self, images: list[ResizedImage], selection: SelectOptions
@@ -122,6 +125,8 @@ def test_rejects_data_without_common_classes(tiny_model: MEInst, data: CocoData)
 def test_rejects_limits_below_one(tiny_model: MEInst, data: CocoData) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         evaluate(tiny_model, data, max_detections=0)
+    with pytest.raises(ValueError, match=r"max_detections must be a whole number, got 1\.5"):
+        evaluate(tiny_model, data, max_detections=1.5)  # type: ignore[arg-type]
 
 
 def test_unreadable_image_counts_as_empty(

@@ -53,6 +53,10 @@ class EvaluateArguments:
         output: file for the figures (JSON); by default they are only printed.
         max_detections: limit of detections per image, and COCO's own limit (usually 100); by
             default the model's own.
+        intensity: for images of more than 8 bits, the values that become 0 and 255: percentile
+            (percentiles 0.1 and 99.9 of the image), full (its smallest and greatest value) or
+            LOW:HIGH (with = if negative: --intensity=-500:900); by default the model's own, which
+            is percentile unless it was trained otherwise.
         batch_size: images per forward pass, where they have the same size; useful on GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
         crowd_as_instances: measure crowd regions (iscrowd 1) as ordinary instances; some tools mark
@@ -65,6 +69,7 @@ class EvaluateArguments:
     annotations: Path
     output: Path | None = None
     max_detections: int | None = None
+    intensity: str | None = None
     batch_size: int = 1
     device: str = "auto"
     crowd_as_instances: bool = False
@@ -95,6 +100,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
+    model.input_options = model.input_options.override(options.intensity)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("images", total=len(data.images))
         metrics = evaluate(
@@ -119,6 +125,8 @@ def _print_problems(metrics: Metrics) -> int:
     """Print the classes and images that were left out; returns the exit code."""
     for line in metrics.classes.warnings:
         print("warning:", line, file=sys.stderr)
+    for line in metrics.notes:
+        print(line, file=sys.stderr)
     for failure in metrics.failures:
         print_error(failure.reason)
     if metrics.failures:

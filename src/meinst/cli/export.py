@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from meinst.export.export import ExportReport
+    from meinst.images.search import FoundImages
 
 EXAMPLES = """
 meinst export photos --output photos-openvino
@@ -38,7 +40,11 @@ class ExportArguments:
         int8: quantize the network to 8 bits, which makes it 1.8 to 1.9 times as fast and costs a
             little AP.
         calibration_images: for --int8 (no default): folder of images like those to be segmented,
-            for example training images; of more than 300 a random sample is used.
+            for example training images; of more than 300 a random sample is used. The exit code
+            is 1 if it contains pictures or videos of kinds that cannot be read.
+        intensity: how values of more than 8 bits become 0 to 255, in the export and its
+            calibration: percentile, full or LOW:HIGH, as for meinst predict; by default the
+            model's own.
         annotations: COCO annotations (JSON) on which to evaluate the export, with --int8 before and
             after quantization; by default nothing is evaluated.
         images: folder of the annotated images; by default that of --calibration-images.
@@ -51,6 +57,7 @@ class ExportArguments:
     format: Literal["openvino", "onnx"] = "openvino"
     int8: bool = False
     calibration_images: Path | None = None
+    intensity: str | None = None
     annotations: Path | None = None
     images: Path | None = None
     max_ap_drop: float = 1.0
@@ -65,14 +72,12 @@ def run(arguments: Sequence[str]) -> int:
     from rich.progress import Progress
 
     from meinst.cli.output import read_and_report
-    from meinst.data.images import find_images
     from meinst.export.export import export_model
     from meinst.models.checkpoint import load_model
 
     model = load_model(options.model)
-    calibration = data = None
-    if options.calibration_images is not None:
-        calibration = find_images([options.calibration_images])
+    model.input_options = model.input_options.override(options.intensity)
+    data, found = None, _find_calibration(options.calibration_images)
     if options.annotations is not None:
         data = read_and_report(options.annotations, options.images or options.calibration_images)
     progress = Progress(console=Console(stderr=True), transient=True)
@@ -90,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
             model,
             options.output,
             options.format,
-            calibration=calibration,
+            calibration=found.images or None,
             data=data,
             max_ap_drop=options.max_ap_drop,
             on_step=show,
@@ -99,7 +104,19 @@ def run(arguments: Sequence[str]) -> int:
     finally:
         _stop(progress)
     _print_report(report)
-    return 0
+    return 1 if found.left_out else 0
+
+
+def _find_calibration(folder: Path | None) -> FoundImages:
+    """The images of a folder; what is left out is printed."""
+    from meinst.images.search import FoundImages, search_images
+
+    if folder is None:
+        return FoundImages([])
+    found = search_images([folder])
+    if found.left_out:
+        print("warning:", found, file=sys.stderr)
+    return found
 
 
 def _stop(progress: Progress) -> None:
@@ -141,4 +158,6 @@ def _print_report(report: ExportReport) -> None:
         if metrics is not None:
             box, mask = metrics.bbox.ap, metrics.segm.ap
             print(f"{name}: box AP {box:.3f}, mask AP {mask:.3f} ({metrics.images} images)")
+    for line in report.float32.notes if report.float32 is not None else ():
+        print(line, file=sys.stderr)
     print(f"written: {report.folder}")

@@ -87,6 +87,7 @@ class CommandParser(ArgumentParser):
         from jsonargparse import ArgumentError
 
         self._reject_repeated(arguments)
+        self._reject_empty(arguments)
         try:
             return dict(vars(self.instantiate(self.parse_args(list(arguments)))))
         except ArgumentError as error:
@@ -97,6 +98,18 @@ class CommandParser(ArgumentParser):
         repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1 and name != "--"]
         if repeated:
             raise ValueError(f"{repeated[0]} is given twice; keep one; see `{self.prog} --help`")
+
+    def _reject_empty(self, arguments: Sequence[str]) -> None:
+        """Reject empty values, as of unset shell variables: as a path, it is the current folder."""
+        for previous, argument in zip(("", *arguments), arguments, strict=False):
+            name, equals, value = argument.partition("=")
+            if not argument.strip() or (name.startswith("--") and equals and not value.strip()):
+                where = name if equals else previous
+                option = f"the value of {where}" if where.startswith("--") else "an argument"
+                raise ValueError(
+                    f"{option} is empty: give a value (. is the current folder), and check shell "
+                    f"variables; see `{self.prog} --help`"
+                )
 
     def _message(self, error: Exception) -> str:
         """Jsonargparse's message in the words of the command line."""

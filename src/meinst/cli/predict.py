@@ -28,7 +28,9 @@ class PredictArguments:
     images together predictions.json (COCO results, masks as RLE in the size of the original) and
     images.json (the file of each image_id and the class of each category_id; with pycocotools:
     COCO("images.json").loadRes("predictions.json"), unless that is an empty list). Overlays that
-    earlier runs wrote there are skipped. For multi-page files, only the first page is used.
+    earlier runs wrote there are skipped. For files of several pages or frames, only the first is
+    used. The exit code is 1 if an image failed, or if a folder or pattern contains pictures or
+    videos of kinds that cannot be read; they are counted in a warning.
 
     Attributes:
         sources: image files, folders (the images directly in them) or quoted glob patterns.
@@ -37,6 +39,10 @@ class PredictArguments:
         score_threshold: smallest score of a detection, 0 to 1; by default the score that maximised
             F1 on the model's validation set.
         max_detections: limit of detections per image; by default the model's own.
+        intensity: for images of more than 8 bits, the values that become 0 and 255: percentile
+            (percentiles 0.1 and 99.9 of the image), full (its smallest and greatest value) or
+            LOW:HIGH (with = if negative: --intensity=-500:900); by default the model's own, which
+            is percentile unless it was trained otherwise.
         batch_size: images per forward pass, where they have the same size; useful on GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
     """
@@ -46,6 +52,7 @@ class PredictArguments:
     output: Path = Path("predictions")
     score_threshold: float | None = None
     max_detections: int | None = None
+    intensity: str | None = None
     batch_size: int = 1
     device: str = "auto"
 
@@ -56,20 +63,24 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.cli.device import find_device
     from meinst.cli.memory import keep_for_reuse
-    from meinst.data.images import find_images
+    from meinst.images.search import search_images
     from meinst.inference.predict import predict_files
     from meinst.inference.results import RESULTS, without_overlays
     from meinst.models.load import load
 
-    images = find_images(options.sources)
+    found = search_images(options.sources)
+    images = found.images
     sources = without_overlays(images, options.output)
     if not sources:
         raise ValueError(f"all given images are overlays of an earlier run: {images[0]}")
     if len(sources) < len(images):
         skipped = len(images) - len(sources)
         print(f"skipped: {skipped} overlays of an earlier run in {options.output}")
+    if found.left_out:
+        print("warning:", found, file=sys.stderr)
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
+    model.input_options = model.input_options.override(options.intensity)
     outcomes = predict_files(
         model,
         sources,
@@ -78,15 +89,27 @@ def run(arguments: Sequence[str]) -> int:
         batch_size=options.batch_size,
         on_image=print_result,
     )
+    failed = _print_summary(outcomes, options.output / RESULTS)
+    if failed == len(outcomes):
+        return 2
+    return 1 if failed or found.left_out else 0
+
+
+def _print_summary(outcomes: Sequence[ImageResult], results: Path) -> int:
+    """Print what the images have in common, and the errors; returns the number of errors."""
+    from meinst.images.notes import NoteSummary
+
+    notes = NoteSummary()
+    for outcome in outcomes:
+        notes.add(outcome.source, outcome.notes)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
-    done = len(outcomes) - len(failed)
-    if done:
-        print(f"{done} of {len(outcomes)} images: {options.output / RESULTS}")
+    if len(failed) < len(outcomes):
+        print(f"{len(outcomes) - len(failed)} of {len(outcomes)} images: {results}")
+    for line in notes.lines():
+        print(line, file=sys.stderr)
     for outcome in failed:
         print("error:", outcome.error, file=sys.stderr)
-    if not failed:
-        return 0
-    return 1 if done else 2
+    return len(failed)
 
 
 def print_result(result: ImageResult) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from meinst.data.coco import CocoData
-from meinst.data.images import ImageError, load_image
+from meinst.data.images import ImageError, read_image
 from meinst.data.transforms import (
     AugmentOptions,
     ResizeOptions,
@@ -19,6 +20,7 @@ from meinst.data.transforms import (
     sample_geometry,
     transform_instances,
 )
+from meinst.images.intensity import InputOptions, Stretch
 from meinst.types import Target
 
 _ORDER, _AUGMENT = 0, 1  # separate streams of random numbers
@@ -41,6 +43,7 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
         mask_size: ``S``.
         seed: at least 0.
         skip_empty: skip images without instances (crowd regions do not count).
+        input_options: how pixel values become 0 to 255.
 
     Raises:
         ValueError: if no images remain, or they have no files.
@@ -55,6 +58,7 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
         *,
         seed: int,
         skip_empty: bool = False,
+        input_options: InputOptions | None = None,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}.")
@@ -69,12 +73,14 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
             raise ValueError(
                 f"{data.annotations} was read without an image folder; pass one to read_coco()."
             )
+        self.input_options = input_options or InputOptions()
         self.options = options
         self.augment = augment
         self.mask_size = mask_size
         self.seed = seed
         self._data = data
         self._chosen = np.array(chosen)
+        self._stretch_logged = False
         self._order: tuple[int, list[int]] = (-1, [])  # an epoch and its permutation
 
     def __len__(self) -> int:
@@ -106,7 +112,10 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
         record, instances = self._data.images[position], self._data.instances[position]
         assert record.path is not None
         generator = self._generator(_AUGMENT, number)
-        image = load_image(record.path, (record.width, record.height))
+        size = record.width, record.height
+        picture = read_image(record.path, self.input_options, size)
+        self._log_stretch(record.path, picture.stretch)
+        image = picture.pixels
         boxes = instances.boxes[~instances.crowd]
         geometry = sample_geometry(
             record.height, record.width, boxes, self.options, self.augment, generator
@@ -114,6 +123,18 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
         pixels = jitter_color(geometry.image(image), self.augment, generator)
         target = transform_instances(instances, geometry, self.mask_size, self.augment.min_visible)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), target
+
+    def _log_stretch(self, path: Path, stretch: Stretch | None) -> None:
+        """Log once how values of more than 8 bits are used."""
+        worker = get_worker_info()
+        if stretch is None or self._stretch_logged or (worker is not None and worker.id > 0):
+            return
+        self._stretch_logged = True
+        log.info(
+            "training images of more than 8 bits: input.intensity is %s; in %s (%s), %g to %g "
+            "become 0 to 255",
+            *(stretch.rule, path, stretch.dtype, stretch.low, stretch.high),
+        )
 
     def _generator(self, stream: int, number: int) -> torch.Generator:
         seed = np.random.SeedSequence((self.seed, stream, number)).generate_state(1, np.uint64)

@@ -29,6 +29,7 @@ from meinst.data.shapes import (
     polygon_area,
     shape_bounds,
 )
+from meinst.images.notes import NO_NOTES, ImageNotes
 from meinst.options import check_range
 from meinst.types import Target
 
@@ -181,10 +182,12 @@ class ResizedImage:
     Attributes:
         original: ``(H, W, 3)`` uint8 RGB.
         resized: ``(h, w, 3)`` uint8 RGB.
+        notes: how the image was read and resized.
     """
 
     original: Pixels
     resized: Pixels
+    notes: ImageNotes = NO_NOTES
 
 
 def resample(image: Pixels, size: tuple[int, int], window: Window | None = None) -> Pixels:

@@ -30,6 +30,7 @@ from meinst.detector.layers import FastConv, use_fast_convs
 from meinst.detector.mask_refinement import RefinementFeatures
 from meinst.detector.predictor import ModelOptions, Predictor
 from meinst.detector.select import SelectOptions
+from meinst.images.intensity import InputOptions
 from meinst.types import HeadOutputs
 
 
@@ -52,6 +53,7 @@ class MEInst(Predictor):
         options: ModelOptions | None = None,
         resize: ResizeOptions | None = None,
         selection: SelectOptions | None = None,
+        input_options: InputOptions | None = None,
     ) -> None:
         options = options or ModelOptions()
         super().__init__(
@@ -60,6 +62,7 @@ class MEInst(Predictor):
             options,
             resize or ResizeOptions(),
             selection or SelectOptions(),
+            input_options or InputOptions(),
         )
         self.fused = False
         self.backbone = _make_backbone(options)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias, overload
 
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from meinst.codecs import Codec
-from meinst.data.images import ImageLike, to_rgb
+from meinst.data.images import ImageLike, Picture, read_image
 from meinst.data.transforms import ResizedImage, ResizeOptions, resize_image
 from meinst.detections import Detections
 from meinst.detector.head import HeadOptions
 from meinst.detector.mask_refinement import MaskRefiner
 from meinst.detector.select import ImageSizes, SelectOptions, select_detections
+from meinst.images.intensity import InputOptions
+from meinst.images.notes import ImageNotes
 from meinst.options import check_range
 from meinst.types import HeadOutputs
 
@@ -117,6 +120,7 @@ class Predictor(nn.Module, ABC):
         options: the architecture of the network.
         resize: the size images are resized to before the network.
         selection: what counts as a detection, unless a call overrides it.
+        input_options: how pixel values become the network's input; may be replaced.
 
     Attributes:
         metadata: further content of the model's file (recipe, metrics), which
@@ -136,9 +140,11 @@ class Predictor(nn.Module, ABC):
         options: ModelOptions,
         resize: ResizeOptions,
         selection: SelectOptions,
+        input_options: InputOptions,
     ) -> None:
         super().__init__()
         self.options = options
+        self.input_options = input_options
         self.resize_options = resize
         self.selection = selection
         self.metadata: dict[str, Any] = {}
@@ -191,14 +197,19 @@ class Predictor(nn.Module, ABC):
         """Make the model faster for inference, in place; it can no longer be trained or saved."""
         return self
 
-    def resize(self, image: ImageLike) -> ResizedImage:
+    def resize(self, image: ImageLike | Picture) -> ResizedImage:
         """Resize an image for the network; :meth:`predict` does it where necessary.
 
         Raises:
             ValueError: if the image cannot be read.
         """
-        original = to_rgb(image)
-        return ResizedImage(original, resize_image(original, self.resize_options))
+        picture = image if isinstance(image, Picture) else read_image(image, self.input_options)
+        original = picture.pixels
+        resized = resize_image(original, self.resize_options)
+        shrink = max(original.shape[:2]) / max(resized.shape[:2])
+        return ResizedImage(
+            original, resized, ImageNotes(picture.stretch, picture.pages, shrink=shrink)
+        )
 
     @overload
     def predict(
@@ -238,11 +249,21 @@ class Predictor(nn.Module, ABC):
 
         Raises:
             ValueError: if an image cannot be read or a threshold is out of range.
+
+        Warns:
+            UserWarning: if further pages or frames of a file are left out, or an image is shrunk so
+                much for the network that small objects are missed.
         """
         selection = self.selection.override(score_threshold, max_detections)
-        if isinstance(image, (list, tuple)):
-            return self.predict_batch(image, selection)
-        return self.predict_batch([image], selection)[0]
+        several = isinstance(image, (list, tuple))
+        images: Sequence[ModelInput] = image if isinstance(image, (list, tuple)) else [image]
+        resized = [i if isinstance(i, ResizedImage) else self.resize(i) for i in images]
+        detections = self.predict_batch(resized, selection)
+        pairs = zip(resized, detections, strict=True)
+        notes = [note_objects(*pair, self.selection.threshold) for pair in pairs]
+        for text in dict.fromkeys(text for each in notes for text in each.warnings):
+            warnings.warn(text, stacklevel=2)
+        return detections if several else detections[0]
 
     @torch.no_grad()
     def predict_batch(
@@ -281,6 +302,21 @@ class Predictor(nn.Module, ABC):
             )
             detections.update(zip(group, selected, strict=True))
         return [detections[i] for i in range(len(images))]
+
+
+def note_objects(image: ResizedImage, detections: Detections, threshold: float) -> ImageNotes:
+    """The notes of an image with the size of the objects found in it.
+
+    Args:
+        image: the image.
+        detections: what was found.
+        threshold: smallest score of the detections that count.
+    """
+    boxes = detections.boxes[detections.scores >= threshold]
+    if not len(boxes):
+        return image.notes
+    sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+    return replace(image.notes, object_side=float(sides.median()) / image.notes.shrink)
 
 
 def _same_padded_size(sizes: Sequence[ImageSizes]) -> list[list[int]]:

@@ -29,7 +29,8 @@ class SelectOptions:
         candidate_threshold: smallest class score (before centre-ness) of a candidate, 0 to 1.
         score_threshold: smallest final score of a detection, 0 to 1. None: training sets it to
             the threshold that maximises F1 on the validation set; until then it is 0.5.
-        max_per_level: limit of candidates per pyramid level, best first.
+        max_per_level: limit of candidates per pyramid level, best first; :meth:`override` raises it
+            with ``max_detections``.
         nms_threshold: of two boxes of one class whose IoU is above this, the better one is kept.
         max_detections: limit of detections per image.
         box_voting: whether suppressed candidates improve the box, code and score of the detection
@@ -45,22 +46,32 @@ class SelectOptions:
 
     def __post_init__(self) -> None:
         """Reject values that are out of range."""
+        check_range(self, 0, 1, "candidate_threshold", "score_threshold", "nms_threshold")
         if not 0 < self.candidate_threshold < 1:
             raise ValueError(
                 f"candidate_threshold must lie between 0 and 1, got {self.candidate_threshold}."
             )
-        check_range(self, 0, 1, "score_threshold", "nms_threshold")
         check_range(self, 1, math.inf, "max_detections", "max_per_level")
 
     def override(
         self, score_threshold: float | None = None, max_detections: int | None = None
     ) -> SelectOptions:
-        """A copy with the given values; None keeps the current one."""
-        if score_threshold is None:
-            score_threshold = self.score_threshold
+        """A copy with the given values; None keeps the current one.
+
+        A greater ``max_detections`` raises ``max_per_level`` in proportion, since each detection is
+        chosen from several candidates, which may all be on one level.
+
+        Raises:
+            ValueError: if a value is not a number, or out of range.
+        """
+        selection = self
+        if score_threshold is not None:
+            selection = replace(selection, score_threshold=score_threshold)
         if max_detections is None:
-            max_detections = self.max_detections
-        return replace(self, score_threshold=score_threshold, max_detections=max_detections)
+            return selection
+        selection = replace(selection, max_detections=max_detections)
+        per_level = -(-self.max_per_level * max_detections // self.max_detections)
+        return replace(selection, max_per_level=max(self.max_per_level, per_level))
 
     @property
     def threshold(self) -> float:

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from meinst.data.coco import CocoData
-from meinst.data.images import ImageLike, to_rgb
-from meinst.data.transforms import resize_image
+from meinst.data.images import ImageLike
 from meinst.detector.meinst import MEInst
 from meinst.export.checks import Differences, check_ap, check_outputs, measure
 from meinst.export.graphs import write_graph
@@ -180,6 +179,6 @@ def _choose(images: Sequence[ImageLike], seed: int) -> list[ImageLike]:
 
 def _prepared(model: MEInst, image: ImageLike) -> NDArray[np.float32]:
     """An image in the form that the network takes, ``(1, 3, H, W)``."""
-    resized = torch.from_numpy(resize_image(to_rgb(image), model.resize_options))
+    resized = torch.from_numpy(model.resize(image).resized)
     pixels: NDArray[np.float32] = model.prepare([resized.permute(2, 0, 1)]).contiguous().numpy()
     return pixels

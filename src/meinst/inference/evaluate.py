@@ -6,7 +6,7 @@ Of each image only boxes, scores and run-length-encoded masks are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 
 from meinst.data.coco import CocoData, ImageRecord
 from meinst.data.ground_truth import ClassMatch, ground_truth, match_classes
-from meinst.data.images import ImageError, Pixels, load_image
+from meinst.data.images import ImageError, Picture, read_image
 from meinst.data.metrics import APSummary, coco_metrics
 from meinst.data.summary import commonest_reason
 from meinst.detections import Detections
 from meinst.detector.predictor import Predictor
+from meinst.images.notes import NoteSummary
 from meinst.inference.prefetch import predict_iter
 from meinst.options import first_few
 
@@ -47,6 +48,7 @@ class Metrics:
         detections: number of detections.
         classes: which classes were measured.
         failures: images that count as having no detections.
+        notes: how images were read and resized, a line for each kind.
     """
 
     bbox: APSummary
@@ -57,6 +59,7 @@ class Metrics:
     detections: int
     classes: ClassMatch
     failures: tuple[Failure, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; paths as text."""
@@ -72,6 +75,7 @@ class Metrics:
             "failures": [
                 {"file": str(failure.path), "reason": failure.reason} for failure in self.failures
             ],
+            "notes": list(self.notes),
         }
 
 
@@ -101,14 +105,13 @@ def evaluate(
     limit = model.selection.override(max_detections=max_detections).max_detections
     classes = match_measurable(model.class_names, data)
     results: list[Result] = []
-    failures: list[Failure] = []
-    for outcome in evaluation_results(model, data.images, classes, limit, batch_size):
+    failures, notes = list[Failure](), NoteSummary()
+    for outcome in evaluation_results(model, data.images, classes, limit, batch_size, notes):
         if isinstance(outcome, Failure):
             failures.append(outcome)
         else:
             results += outcome
-        if on_image is not None:
-            on_image()
+        (on_image or (lambda: None))()
     metrics = coco_metrics(ground_truth(data), results, limit, classes.matched_ids)
     return Metrics(
         metrics.bbox,
@@ -119,6 +122,7 @@ def evaluate(
         detections=len(results),
         classes=classes,
         failures=tuple(failures),
+        notes=tuple(notes.lines()),
     )
 
 
@@ -128,6 +132,7 @@ def evaluation_results(
     classes: ClassMatch,
     max_detections: int,
     batch_size: int = 1,
+    notes: NoteSummary | None = None,
 ) -> Iterator[list[Result] | Failure]:
     """For each image its detections as COCO results, or why it could not be read.
 
@@ -139,15 +144,22 @@ def evaluation_results(
         classes: the model's classes as categories.
         max_detections: limit of detections per image.
         batch_size: images per forward pass, where they have the same size.
+        notes: collects how the images were read and resized.
     """
-    selection = replace(model.selection, score_threshold=0.0, max_detections=max_detections)
-    predictions = predict_iter(model, records, _load, batch_size=batch_size, selection=selection)
+    selection = model.selection.override(0.0, max_detections)
+
+    def read(record: ImageRecord) -> Picture:
+        return read_image(_path(record), model.input_options, (record.width, record.height))
+
+    predictions = predict_iter(model, records, read, batch_size=batch_size, selection=selection)
     for prediction in predictions:
         try:
             _, detections = prediction.result()
         except ImageError as error:
             yield Failure(_path(prediction.source), str(error))
         else:
+            if notes is not None:
+                notes.add(_path(prediction.source), prediction.notes)
             yield _to_results(detections, prediction.source, classes)
 
 
@@ -180,10 +192,6 @@ def count_objects(data: CocoData, classes: ClassMatch) -> int:
         int((np.isin(instances.labels, measured) & ~instances.crowd).sum())
         for instances in data.instances
     )
-
-
-def _load(record: ImageRecord) -> Pixels:
-    return load_image(_path(record), (record.width, record.height))
 
 
 def _to_results(detections: Detections, record: ImageRecord, classes: ClassMatch) -> list[Result]:

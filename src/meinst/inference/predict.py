@@ -6,13 +6,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meinst.data.images import load_image
+from meinst.data.images import read_image
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
 from meinst.files import check_folder
+from meinst.images.notes import NO_NOTES, ImageNotes
 from meinst.inference.prefetch import IMAGE_ERRORS, PredictionResult, predict_iter
 from meinst.inference.results import overlay_names, write_overlay, write_results
 
@@ -27,6 +29,7 @@ class ImageResult:
         counts: number of detections of each class found, most frequent first.
         milliseconds: time since the previous image was done, including writing its overlay.
         error: why the image failed; None if it did not.
+        notes: how the image was read and resized.
     """
 
     source: Path
@@ -34,6 +37,7 @@ class ImageResult:
     counts: dict[str, int]
     milliseconds: float
     error: str | None = None
+    notes: ImageNotes = NO_NOTES
 
 
 def predict_files(
@@ -69,9 +73,8 @@ def predict_files(
     outcomes: list[ImageResult] = []
     images: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    predictions = predict_iter(
-        model, sources, load_image, batch_size=batch_size, selection=selection
-    )
+    read = partial(read_image, options=model.input_options)
+    predictions = predict_iter(model, sources, read, batch_size=batch_size, selection=selection)
     try:
         for outcome in _write_all(predictions, paths, images, results):
             outcomes.append(outcome)
@@ -112,7 +115,10 @@ def _write(
         image, found = write_overlay(pixels, detections, image_id, source, path)
     except IMAGE_ERRORS as error:
         return ImageResult(source, None, {}, 0.0, str(error) or type(error).__name__)
+    if prediction.notes.stretch is not None:
+        image["intensity"] = prediction.notes.stretch.to_dict()
     images.append(image)
     results += found
     labels = (detections.class_names[label] for label in detections.labels.tolist())
-    return ImageResult(source, path, dict(Counter(labels).most_common()), 0.0)
+    counts = dict(Counter(labels).most_common())
+    return ImageResult(source, path, counts, 0.0, notes=prediction.notes)

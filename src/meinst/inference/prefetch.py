@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
-from meinst.data.images import Pixels
+from meinst.data.images import Picture, Pixels
 from meinst.data.transforms import ResizedImage
 from meinst.detections import Detections
-from meinst.detector.predictor import Predictor
+from meinst.detector.predictor import Predictor, note_objects
 from meinst.detector.select import SelectOptions
+from meinst.images.notes import NO_NOTES, ImageNotes
+from meinst.options import check_number
 
 T = TypeVar("T")
 
@@ -29,12 +32,14 @@ class PredictionResult(Generic[T]):
         source: what was read.
         pixels: ``(H, W, 3)`` uint8 RGB.
         detections: the detections.
+        notes: how the image was read and resized.
         error: why there are none.
     """
 
     source: T
     pixels: Pixels | None = None
     detections: Detections | None = None
+    notes: ImageNotes = NO_NOTES
     error: Exception | None = None
 
     def result(self) -> tuple[Pixels, Detections]:
@@ -53,7 +58,7 @@ class PredictionResult(Generic[T]):
 def predict_iter(
     model: Predictor,
     sources: Sequence[T],
-    read: Callable[[T], Pixels],
+    read: Callable[[T], Picture | Pixels],
     *,
     batch_size: int = 1,
     selection: SelectOptions | None = None,
@@ -71,10 +76,9 @@ def predict_iter(
         One result per source; an image that fails does not stop the others.
 
     Raises:
-        ValueError: if the batch size is below 1.
+        ValueError: if the batch size is not a whole number of at least 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    check_number("batch_size", batch_size, 1, math.inf, whole=True)
 
     def predict(images: list[ResizedImage]) -> list[Detections]:
         return model.predict_batch(images, selection)
@@ -88,12 +92,13 @@ def predict_iter(
         while waiting:
             batch = list(waiting)
             waiting = deque((s, reader.submit(resized, s)) for s in islice(remaining, batch_size))
-            yield from _predict_batch(batch, predict)
+            yield from _predict_batch(batch, predict, model.selection.threshold)
 
 
 def _predict_batch(
     batch: list[tuple[T, Future[ResizedImage]]],
     predict: Callable[[list[ResizedImage]], list[Detections]],
+    threshold: float,
 ) -> Iterator[PredictionResult[T]]:
     images: list[ResizedImage | Exception] = []
     for _, future in batch:
@@ -117,4 +122,5 @@ def _predict_batch(
         except IMAGE_ERRORS as error:
             yield PredictionResult(source, error=error)
         else:
-            yield PredictionResult(source, image.original, detections)
+            notes = note_objects(image, detections, threshold)
+            yield PredictionResult(source, image.original, detections, notes)

@@ -142,4 +142,4 @@ def _build_and_load(info: ModelInfo, tensors: dict[str, Tensor], path: Path) -> 
 
 def build_model(class_names: tuple[str, ...], recipe: Recipe, codec: Codec) -> MEInst:
     """The model that a recipe describes, with new weights."""
-    return MEInst(class_names, codec, recipe.model, recipe.resize, recipe.selection)
+    return MEInst(class_names, codec, recipe.model, recipe.resize, recipe.selection, recipe.input)

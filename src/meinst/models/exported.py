@@ -60,7 +60,9 @@ class ExportedMEInst(Predictor):
     """
 
     def __init__(self, class_names: Sequence[str], codec: Codec, recipe: Recipe, run: Run) -> None:
-        super().__init__(class_names, codec, recipe.model, recipe.resize, recipe.selection)
+        super().__init__(
+            class_names, codec, recipe.model, recipe.resize, recipe.selection, recipe.input
+        )
         self._run = run
 
     def network(self, pixels: Tensor) -> HeadOutputs:

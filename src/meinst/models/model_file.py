@@ -57,7 +57,7 @@ def write_model_file(
 
     Args:
         path: the file.
-        model: its class names, codec, architecture, input size and selection are written.
+        model: its class names, codec, architecture, input and selection are written.
         tensors: the tensors to write.
         file_format: :data:`MODEL_FORMAT` or :data:`EXPORT_FORMAT`.
         recipe: the recipe of its training; that of the file it was loaded from if None.
@@ -68,6 +68,7 @@ def write_model_file(
     recipe = replace(
         recipe or model.metadata.get("recipe") or Recipe(),
         model=model.options,
+        input=model.input_options,
         resize=model.resize_options,
         selection=model.selection,
     )

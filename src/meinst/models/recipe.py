@@ -12,6 +12,7 @@ from meinst.data.transforms import AugmentOptions, ResizeOptions
 from meinst.detector.losses import LossOptions
 from meinst.detector.predictor import ModelOptions
 from meinst.detector.select import SelectOptions
+from meinst.images.intensity import InputOptions
 from meinst.options import check_keys, check_range, options_from_dict, options_to_dict
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -96,6 +97,7 @@ class Recipe:
     Attributes:
         model: the architecture of the network.
         codec: how masks are encoded.
+        input: how pixel values become the network's input.
         resize: the size images are resized to before the network.
         augment: random changes of the training images.
         loss: weights of the losses and rules of the assignment.
@@ -108,6 +110,7 @@ class Recipe:
 
     model: ModelOptions = field(default_factory=ModelOptions)
     codec: CodecOptions = field(default_factory=CodecOptions)
+    input: InputOptions = field(default_factory=InputOptions)
     resize: ResizeOptions = field(default_factory=ResizeOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     loss: LossOptions = field(default_factory=LossOptions)

@@ -19,6 +19,7 @@ from meinst.data.ground_truth import ground_truth
 from meinst.data.metrics import APSummary, coco_metrics
 from meinst.detector.losses import compute_losses
 from meinst.detector.meinst import MEInst
+from meinst.images.notes import NoteSummary
 from meinst.inference.evaluate import Failure, evaluation_results, match_measurable
 from meinst.models.recipe import Recipe
 from meinst.training.schedule import lr_factor, make_optimizer
@@ -72,6 +73,7 @@ class LitMEInst(L.LightningModule):
         self.seed = seed
         self.results: list[dict[str, Any]] = []
         self.metrics: dict[str, float | None] = {}
+        self.notes = NoteSummary()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the sum of the losses of one batch."""
@@ -119,7 +121,9 @@ class LitMEInst(L.LightningModule):
         limit = self.model.selection.max_detections
         # In float32, like `meinst evaluate`.
         with torch.autocast(self.device.type, enabled=False):
-            for outcome in evaluation_results(self.model, records, self.validation.classes, limit):
+            for outcome in evaluation_results(
+                self.model, records, self.validation.classes, limit, notes=self.notes
+            ):
                 if isinstance(outcome, Failure):  # one image must not cost hours of training
                     log.warning("counted as having no detections: %s", outcome.reason)
                 else:
@@ -135,6 +139,9 @@ class LitMEInst(L.LightningModule):
         self.results = []
         if self.trainer.sanity_checking:
             return
+        if not self.metrics:  # the first validation; the next ones would repeat it
+            for line in self.notes.lines():
+                log.info("validation: %s", line)
         metrics = coco_metrics(
             self.validation.truth,
             results,

@@ -98,7 +98,7 @@ def draw_sheet(model: MEInst, data: CocoData, path: Path, count: int = 12) -> No
         record = data.images[index]
         assert record.path is not None
         try:
-            image = load_image(record.path)
+            image = load_image(record.path, intensity=model.input_options.intensity)
         except ImageError:
             continue
         tile = Image.fromarray(model.predict(image).draw(image))

@@ -89,7 +89,13 @@ def train(options: TrainOptions) -> Path:
 
 def _make_dataset(data: CocoData, recipe: Recipe, mask_size: int, seed: int) -> TrainingDataset:
     return TrainingDataset(
-        data, recipe.resize, recipe.augment, mask_size, seed=seed, skip_empty=recipe.skip_empty
+        data,
+        recipe.resize,
+        recipe.augment,
+        mask_size,
+        seed=seed,
+        skip_empty=recipe.skip_empty,
+        input_options=recipe.input,
     )
 
 

@@ -102,14 +102,14 @@ def test_sixteen_bit_values_are_scaled_by_the_bits_in_use(
 def test_floats_and_wide_integers() -> None:
     np.testing.assert_array_equal(to_rgb(np.array([[0.0, 0.5, 1.0]]))[0, :, 0], [0, 128, 255])
     # From -1 to 3: (v + 1) / 4 * 255.
-    np.testing.assert_array_equal(to_rgb(np.array([[-1.0, 1.0, 3.0]]))[0, :, 0], [0, 128, 255])
+    np.testing.assert_array_equal(to_rgb(np.array([[-1.0, 1.5, 3.0]]))[0, :, 0], [0, 159, 255])
     np.testing.assert_array_equal(to_rgb(np.array([[0, 1000, 100_000]]))[0, :, 0], [0, 3, 255])
     np.testing.assert_array_equal(to_rgb(np.array([[np.nan, 0.0, 1.0]]))[0, :, 0], [0, 0, 255])
     np.testing.assert_array_equal(to_rgb(np.array([[0.0, 255.9]]))[0, :, 0], [0, 255])
     np.testing.assert_array_equal(to_rgb(np.full((1, 2), -7)), np.zeros((1, 2, 3)))
-    image = Image.fromarray(np.array([[-1.0, 1.0, 3.0]], dtype=np.float32))
+    image = Image.fromarray(np.array([[-1.0, 1.5, 3.0]], dtype=np.float32))
     assert image.mode == "F"
-    np.testing.assert_array_equal(to_rgb(image)[0, :, 0], [0, 128, 255])
+    np.testing.assert_array_equal(to_rgb(image)[0, :, 0], [0, 159, 255])
 
 
 def test_arrays_of_one_channel() -> None:

@@ -1,9 +1,12 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from meinst.codecs import PCACodec
+from meinst.detector.meinst import MEInst
 from meinst.detector.select import ImageSizes, SelectOptions, select_detections
 from meinst.types import HeadOutputs
 
@@ -171,3 +174,43 @@ def test_box_voting_without_candidates(codec: PCACodec) -> None:
 def test_options_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         SelectOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("max_detections", 1.5, "a whole number"),
+        ("max_detections", "20", "a whole number"),
+        ("max_detections", True, "a whole number"),
+        ("score_threshold", "0.5", "a number"),
+        ("score_threshold", math.nan, "between 0 and 1"),
+    ],
+)
+def test_values_that_are_no_numbers_are_named(
+    tiny_model: MEInst, name: str, value: object, rule: str
+) -> None:
+    message = rf"{name} must be {rule}, got {value!r}"
+    with pytest.raises(ValueError, match=message):
+        SelectOptions(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        SelectOptions().override(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        tiny_model.predict(np.zeros((9, 9, 3), np.uint8), **{name: value})  # type: ignore[call-overload]
+    assert SelectOptions(max_detections=np.int64(7), score_threshold=np.float32(0.5))  # type: ignore[arg-type]
+
+
+def test_raising_max_detections_raises_the_limit_per_level(codec: PCACodec) -> None:
+    options = SelectOptions(score_threshold=0.0)  # 100 detections, 1000 candidates per level
+    assert options.override(max_detections=40) == replace(options, max_detections=40)
+    assert options.override(0.3, 100) == replace(options, score_threshold=0.3)
+    assert options.override(max_detections=150).max_per_level == 1500
+    assert options.override(max_detections=150).override(max_detections=100).max_per_level == 1500
+    points = [(20.0 * i, 40.0) for i in range(1500)]
+    outputs = outputs_at(points, [[0.9]] * 1500, [0.9] * 1500, half=0.5)
+    size = ImageSizes((100, 40_000), (100, 40_000))
+
+    def count(selection: SelectOptions) -> int:
+        return len(select_detections(outputs, [size], codec, ("a",), selection)[0])
+
+    assert count(replace(options, max_detections=1400)) == 1000  # the limit per level
+    assert count(options.override(max_detections=1400)) >= 1400  # ties are kept

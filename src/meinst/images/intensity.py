@@ -1,0 +1,207 @@
+"""Scale pixel values of more than 8 bits to 0..255, the range of the network's input."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PERCENTILES = (0.1, 99.9)
+"""Percentiles of the values that `percentile` maps to 0 and 255."""
+
+COUNT_RANGES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+"""Greatest values of 8, 10, 12, 14 and 16 bits."""
+
+_NOISE_RANGE = 32  # the range is at least this many standard deviations of the noise ...
+_MAX_WIDENING = 4  # ... but at most this many times that of the percentiles
+_MIN_DIFFERENCES = 1000  # fewer do not tell noise from texture
+_MIN_COUNTS = 32.0  # smallest range of whole numbers
+_MAX_SAMPLES = 4_000_000  # values from which a range is measured
+_MAX_CONVERTED = 1_000_000  # values that are held in float64 at once
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How pixel values become the network's input of 0 to 255.
+
+    Attributes:
+        intensity: for images of more than 8 bits, the values that become 0 and 255. percentile:
+            percentiles 0.1 and 99.9 of the image, over all channels; full: its smallest and
+            greatest value; LOW:HIGH, for example 0:4095: these values. 8-bit images never change.
+    """
+
+    intensity: str = "percentile"
+
+    def __post_init__(self) -> None:
+        """Reject other rules."""
+        self.limits()
+
+    def override(self, intensity: str | None = None) -> InputOptions:
+        """A copy with the given rule; None keeps the current one."""
+        return self if intensity is None else InputOptions(intensity)
+
+    def limits(self) -> tuple[float, float] | None:
+        """The given low and high value; None if they are taken from each image.
+
+        Raises:
+            ValueError: if ``intensity`` is none of the rules.
+        """
+        if self.intensity in ("percentile", "full"):
+            return None
+        match = re.fullmatch(rf"({_NUMBER}):({_NUMBER})", str(self.intensity))
+        limits = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
+        if not (limits[0] < limits[1] and math.isfinite(limits[1] - limits[0])):
+            raise ValueError(
+                "intensity must be percentile, full or LOW:HIGH with LOW below HIGH, such as "
+                f"0:4095, got {self.intensity!r}."
+            )
+        return limits
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """How the values of one image became 0 to 255.
+
+    Attributes:
+        low: the value that became 0, as all below.
+        high: the value that became 255, as all above.
+        rule: the ``intensity`` of :class:`InputOptions`.
+        dtype: type of the values, such as uint16.
+    """
+
+    low: float
+    high: float
+    rule: str
+    dtype: str
+
+    @property
+    def description(self) -> str:
+        """Which values became 0 and 255, in words that fit many images."""
+        if self.rule == "full":
+            return "the smallest and greatest value of each image"
+        if self.rule != "percentile":
+            return self.rule.replace(":", " to ")
+        if self.low == 0 and self.high in (1.0, *COUNT_RANGES):
+            return f"0 to {self.high:g}"
+        return "percentiles {:g} and {:g} of each image".format(*PERCENTILES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {"low": self.low, "high": self.high, "rule": self.rule, "dtype": self.dtype}
+
+
+def to_eight_bits(
+    values: NDArray[Any], options: InputOptions | None = None
+) -> tuple[NDArray[np.uint8], Stretch | None]:
+    """Scale values linearly to 0..255.
+
+    - uint8 is returned unchanged, bool becomes 0 and 255.
+    - The rule ``percentile`` uses the whole range of 8, 10, 12, 14 or 16 bits, or 0..1 for floats,
+      if the percentiles lie within it and at least half of it apart. So a well exposed image gives
+      the same as in 8 bits. Otherwise it uses the percentiles, but a range of at least 32 standard
+      deviations of the noise (at most 4 times that of the percentiles) and of 32 for whole
+      numbers, so that an image without objects stays nearly uniform.
+    - Values that are not finite become 0 and are not part of any range.
+
+    Args:
+        values: ``(H, W)`` or ``(H, W, C)``, of any integer or float type.
+        options: the rule; percentile by default.
+
+    Returns:
+        The values in 8 bits, and what was done; None for uint8 and bool.
+
+    Raises:
+        ValueError: if the values are not real numbers.
+    """
+    if values.dtype == np.uint8:
+        return values, None
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255, None
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"An image array must contain numbers, got {values.dtype}.")
+    options = options or InputOptions()
+    low, high = _find_range(values, options)
+    stretch = Stretch(low, high, options.intensity, values.dtype.name)
+    return _apply(values, low, high), stretch
+
+
+def _find_range(values: NDArray[Any], options: InputOptions) -> tuple[float, float]:
+    """The values that become 0 and 255."""
+    limits = options.limits()
+    if limits is not None:
+        return limits
+    if options.intensity == "full":
+        low, high = _extremes(values)
+        return low, high if high > low else low + 1.0
+    sample = values[:: math.ceil(values.size / _MAX_SAMPLES)].astype(np.float64)  # whole rows
+    finite = sample[np.isfinite(sample)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = map(float, np.percentile(finite, PERCENTILES, method="nearest"))
+    counts = values.dtype.kind in "iu" or _are_whole(finite)
+    for greatest in COUNT_RANGES if counts else (1.0,):
+        if low >= 0 and greatest / 2 <= high - low and high <= greatest:
+            return 0.0, greatest
+    quiet = min(_NOISE_RANGE * _noise(sample), _MAX_WIDENING * (high - low))
+    span = max(high - low, _MIN_COUNTS if counts else 0.0, quiet)
+    if span == 0:  # constant: a fraction of one keeps its brightness
+        return (0.0, 1.0) if 0 <= low <= 1 else (low, low + 1.0)
+    return low, low + span
+
+
+def _are_whole(finite: NDArray[np.float64]) -> bool:
+    """Whether floats are counts: whole numbers that are not all 0 and 1."""
+    return bool(np.abs(finite).max() > 1) and bool((finite == np.rint(finite)).all())
+
+
+def _noise(sample: NDArray[np.float64]) -> float:
+    """Standard deviation of the noise, from the median difference of horizontal neighbours."""
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        differences = np.abs(np.diff(sample, axis=1))
+    differences = differences[np.isfinite(differences)]
+    # The median of |a - b| is 0.6745 * sqrt(2) standard deviations for normal noise.
+    enough = differences.size >= _MIN_DIFFERENCES
+    return float(np.median(differences)) / 0.9539 if enough else 0.0
+
+
+def _extremes(values: NDArray[Any]) -> tuple[float, float]:
+    """The smallest and greatest finite value; 0 and 0 if there is none."""
+    lows, highs = [], []
+    for part in _row_groups(values):
+        finite = part[np.isfinite(part)]
+        if finite.size:
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+    return (min(lows), max(highs)) if lows else (0.0, 0.0)
+
+
+def _apply(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Map ``low`` to 0 and ``high`` to 255, rounded."""
+
+    def scale(numbers: NDArray[Any]) -> NDArray[np.uint8]:
+        wide = numbers.astype(np.float64)
+        wide = np.where(np.isfinite(wide), wide, low)
+        scaled = (wide - low) * (255.0 / (high - low))
+        return np.floor(np.clip(scaled, 0.0, 255.0) + 0.5).astype(np.uint8)
+
+    table, first = None, 0
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        limits = np.iinfo(values.dtype)
+        table, first = scale(np.arange(limits.min, limits.max + 1)), int(limits.min)
+    result = np.empty(values.shape, np.uint8)
+    for part, into in zip(_row_groups(values), _row_groups(result), strict=True):
+        into[...] = scale(part) if table is None else table[part.astype(np.intp) - first]
+    return result
+
+
+def _row_groups(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Views of consecutive rows, of about a million values each."""
+    rows = max(1, _MAX_CONVERTED * len(values) // max(values.size, 1))
+    for start in range(0, len(values), rows):
+        yield values[start : start + rows]

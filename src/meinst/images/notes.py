@@ -1,0 +1,128 @@
+"""What users should know about how images were used, in one line for each kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from meinst.images.intensity import Stretch
+
+# When objects are missed because an image was shrunk, in pixels of the network's input and factors
+# by which sides are divided; measured in docs/explanation/images.md.
+_SMALL_OBJECT = 12.0  # typical side below which many objects are missed
+_MIN_SHRINK = 1.5  # below it, tiles would show objects hardly larger
+_MAX_SHRINK_EMPTY = 4.0  # for images in which nothing is found
+_MAX_SHRINK = 12.0  # for all images
+
+
+@dataclass(frozen=True)
+class ImageNotes:
+    """How an image was read and resized.
+
+    Attributes:
+        stretch: how values of more than 8 bits became 0 to 255; None for 8-bit images.
+        pages: number of pages or frames in the file, of which the first was used.
+        shrink: factor by which the sides were divided for the network.
+        object_side: median side of the objects found, in pixels of the network's input (the square
+            root of the box's area); None if there are none.
+    """
+
+    stretch: Stretch | None = None
+    pages: int = 1
+    shrink: float = 1.0
+    object_side: float | None = None
+
+    @property
+    def shrunk_too_much(self) -> bool:
+        """Whether objects are probably missed because the image was shrunk for the network.
+
+        Either the objects found are at the limit of what the network can see, or nothing is found
+        after shrinking the image 4 times, or it was shrunk more than 12 times.
+        """
+        if self.object_side is None:
+            return self.shrink > _MAX_SHRINK_EMPTY
+        small = self.object_side < _SMALL_OBJECT
+        return self.shrink > _MAX_SHRINK or (small and self.shrink > _MIN_SHRINK)
+
+    @property
+    def visible_side(self) -> float:
+        """Side of the smallest objects that are found reliably, in pixels of the image."""
+        return _SMALL_OBJECT * self.shrink
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may be missing in the result, without the name of the image."""
+        found = []
+        if self.pages > 1:
+            found.append(f"only the first of {self.pages} pages or frames is used.")
+        if self.shrunk_too_much:
+            found.append(
+                f"the image is shrunk {self.shrink:.1f} times for the network, so many objects "
+                f"smaller than about {self.visible_side:.0f} pixels are missed: cut it into tiles."
+            )
+        return found
+
+
+NO_NOTES = ImageNotes()
+"""Notes of an 8-bit image that was not shrunk."""
+
+
+@dataclass
+class _Group:
+    """Images with one kind of note: how many, and the first."""
+
+    count: int = 0
+    first: str = ""
+    total: float = 0.0
+
+    def add(self, first: str, value: float = 0.0) -> None:
+        self.count += 1
+        self.first = self.first or first
+        self.total += value
+
+    def __str__(self) -> str:
+        return f"{self.count} image{'s' * (self.count > 1)}"
+
+
+class NoteSummary:
+    """Collects notes of many images; its size does not depend on their number."""
+
+    def __init__(self) -> None:
+        self._stretched: dict[tuple[str, str], _Group] = {}
+        self._paged = _Group()
+        self._shrunk = _Group()
+
+    def add(self, path: Path, notes: ImageNotes) -> None:
+        """Add the notes of one image."""
+        stretch = notes.stretch
+        if stretch is not None:
+            group = self._stretched.setdefault((stretch.dtype, stretch.description), _Group())
+            group.add(f"{path}, {stretch.low:g} to {stretch.high:g}")
+        if notes.pages > 1:
+            self._paged.add(f"{path}, {notes.pages} pages", notes.pages - 1)
+        if notes.shrunk_too_much:
+            self._shrunk.add(
+                f"{path}: {notes.shrink:.1f} times, so many objects smaller than about "
+                f"{notes.visible_side:.0f} pixels are missed"
+            )
+
+    def lines(self) -> list[str]:
+        """One line for each kind, each starting with "note:" or "warning:"."""
+        found = []
+        for (dtype, limits), group in sorted(self._stretched.items()):
+            found.append(
+                f"note: {group} of type {dtype}: {limits} shown as 0 to 255 (the first: "
+                f"{group.first}); the option intensity changes this"
+            )
+        if self._paged.count:
+            found.append(
+                f"warning: {self._paged} with several pages or frames, of which only the first was "
+                f"used and {self._paged.total:g} were left out (the first: {self._paged.first}): "
+                "save them as separate images"
+            )
+        if self._shrunk.count:
+            found.append(
+                f"warning: {self._shrunk} too large for the size of the objects: shrunk for the "
+                f"network (the first: {self._shrunk.first}): cut such images into tiles"
+            )
+        return found
