@@ -14,7 +14,7 @@ from torch import Tensor
 
 from meinst.codecs.base import MaskDecoder
 from meinst.ops.draw import PALETTE, blend_masks, draw_boxes, draw_captions
-from meinst.ops.outlines import mask_to_polygons
+from meinst.ops.outlines import mask_to_polygons, mask_to_rings
 from meinst.ops.paste import crop_masks, paste_masks, soft_masks_to_rle
 from meinst.options import printable
 
@@ -190,11 +190,26 @@ class Detections:
         Returns:
             For each detection one flat list ``x0 y0 x1 y1 ...`` per connected part, in pixels of
             the image; none for an empty mask. Holes are connected to the outline by slits of no
-            width; see :func:`meinst.ops.outlines.mask_to_polygons`.
+            width, which shapely rejects; :meth:`rings` does without. See
+            :func:`meinst.ops.outlines.mask_to_polygons`.
         """
         crops, corners = crop_masks(self.soft_masks(), self.boxes, self.image_size)
         return [
             mask_to_polygons(crop, (x, y))
+            for crop, (x, y) in zip(crops, corners.tolist(), strict=True)
+        ]
+
+    def rings(self) -> list[list[tuple[np.ndarray, list[np.ndarray]]]]:
+        """Masks as valid polygons with holes, for GeoJSON and shapely.
+
+        Returns:
+            For each detection its connected parts, each an outer ring and the rings of its holes,
+            ``(V, 2)`` int64 corners x, y in pixels of the image; none for an empty mask. With
+            shapely: ``MultiPolygon(rings)``. See :func:`meinst.ops.outlines.mask_to_rings`.
+        """
+        crops, corners = crop_masks(self.soft_masks(), self.boxes, self.image_size)
+        return [
+            mask_to_rings(crop, (x, y))
             for crop, (x, y) in zip(crops, corners.tolist(), strict=True)
         ]
 

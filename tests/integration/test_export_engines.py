@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,9 +27,10 @@ from meinst.export.checks import compare_outputs
 from meinst.export.export import ExportReport, export_model
 from meinst.export.graphs import write_graph
 from meinst.export.quantization import FLOAT_OUTPUTS, _read_onnx, _read_openvino, float_layers
-from meinst.models.exported import DESCRIPTION, Format, load_exported
+from meinst.models.exported import DESCRIPTION, Format, import_extra, load_exported
 from meinst.models.load import load
 
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as import_extra
 for package in ("openvino", "onnx", "onnxscript", "onnxruntime", "nncf"):
     pytest.importorskip(package, reason=f"{package} is in the extra 'export'")
 
@@ -136,6 +139,23 @@ def test_results_are_not_overwritten_by_the_next_picture(deformable: tuple[MEIns
     kept = first.codes.clone()
     exported.network(torch.ones(1, 3, 32, 32))
     assert torch.equal(first.codes, kept)
+
+
+def test_pickled_model_opens_its_graph_again(deformable: tuple[MEInst, Path]) -> None:
+    exported = load(deformable[1])
+    pixels = torch.randn(1, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    expected = exported.network(pixels).codes.clone()
+    content = pickle.dumps(exported)
+    assert len(content) < 2**16  # the path of the graph, not its weights
+    assert torch.equal(pickle.loads(content).network(pixels).codes, expected)
+
+
+def test_openvino_does_not_report_its_use() -> None:
+    import openvino
+
+    import_extra("openvino")
+    assert sys.modules["openvino_telemetry"] is None
+    assert type(openvino.tools.ovc.telemetry).__module__.endswith("telemetry_stub")
 
 
 def test_threads_can_share_a_model(deformable: tuple[MEInst, Path]) -> None:

@@ -274,3 +274,16 @@ def test_boxes_and_captions_are_drawn_if_there_is_room():
 def test_rejects_images_that_cannot_be_drawn_on(image, options, message):
     with pytest.raises(ValueError, match=message):
         make().draw(image, **options)
+
+
+@pytest.mark.parametrize("size", [(480.0, 640), (480, "640"), (480,), (0, 640)])
+def test_image_size_must_be_two_integers(size: tuple[object, ...]) -> None:
+    with pytest.raises(ValueError, match="image_size must be a height and a width"):
+        make(1, image_size=size)
+
+
+@pytest.mark.parametrize("value", [1e9, -1e9, float("nan"), float("inf")])
+def test_boxes_far_away_are_rejected(value: float) -> None:
+    boxes = torch.tensor([[0.0, 0.0, value, 5.0]])
+    with pytest.raises(ValueError, match="coordinates of boxes must be within"):
+        make(1, boxes=boxes)

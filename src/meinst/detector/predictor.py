@@ -276,9 +276,9 @@ class Predictor(nn.Module, ABC):
             selection: what counts as a detection; the model's own if None.
 
         Raises:
-            ValueError: if an image cannot be read, or the model is not in float32.
+            ValueError: if an image cannot be read, or the model is in 16 bits.
         """
-        if self.pixel_mean.dtype != torch.float32:
+        if self.pixel_mean.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
                 f"a model predicts in float32, this one is in {self.pixel_mean.dtype}: call its "
                 ".float()."

@@ -83,3 +83,49 @@ def trace_loops(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             areas[loops] = area
             loops += 1
     return corners[:used], ends[:loops], areas[:loops]
+
+
+@compiled
+def split_loops(
+    corners: np.ndarray, ends: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split closed walks into rings that pass no corner twice.
+
+    Args:
+        corners: ``(V, 2)`` int64, as from :func:`trace_loops`.
+        ends: ``(L,)`` int64, the end of each walk in ``corners``.
+        height: of the mask, in pixels.
+        width: of the mask, in pixels.
+
+    Returns:
+        ``(V, 2)`` corners of all rings, concatenated; ``(R,)`` the end of each ring; and ``(R,)``
+        the walk of each ring.
+    """
+    rings = np.empty_like(corners)
+    ring_ends = np.empty(len(corners) // 4, dtype=np.int64)
+    walks = np.empty(len(corners) // 4, dtype=np.int64)
+    places = np.full((height + 1, width + 1), -1, dtype=np.int64)  # of corners on the path
+    path = np.empty_like(corners)
+    used, count, begin = 0, 0, 0
+    for walk in range(len(ends)):
+        length = 0
+        for index in range(begin, ends[walk] + 1):
+            closing = index == ends[walk]
+            x, y = corners[begin if closing else index]
+            place = places[y, x]
+            if place >= 0:  # the path has closed a ring
+                for passed in range(place, length):
+                    rings[used] = path[passed]
+                    used += 1
+                    places[path[passed, 1], path[passed, 0]] = -1
+                ring_ends[count] = used
+                walks[count] = walk
+                count += 1
+                length = place
+            if not closing:
+                path[length, 0] = x
+                path[length, 1] = y
+                places[y, x] = length
+                length += 1
+        begin = ends[walk]
+    return rings[:used], ring_ends[:count], walks[:count]

@@ -1,10 +1,10 @@
-"""Convert masks to COCO polygons without loss."""
+"""Convert masks to polygons without loss: COCO's, and simple rings."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from meinst.ops.outline_kernels import trace_loops
+from meinst.ops.outline_kernels import split_loops, trace_loops
 
 
 def mask_to_polygons(mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> list[list[float]]:
@@ -79,3 +79,60 @@ def _join_holes(loops: list[np.ndarray], areas: np.ndarray) -> list[np.ndarray]:
         parent, place = above[x, y]
         inserted[parent].append((place, loop))
     return parts[::-1]
+
+
+def mask_to_rings(
+    mask: np.ndarray, corner: tuple[int, int] = (0, 0)
+) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """Convert a mask to simple rings along its pixel edges, with holes as rings of their own.
+
+    These are valid polygons of the OGC's Simple Features, as GeoJSON and shapely use them: rings do
+    not touch themselves, and touch each other only in single points.
+
+    Args:
+        mask: ``(h, w)`` bool.
+        corner: x and y of the first pixel of the mask in the image.
+
+    Returns:
+        For each 4-connected part its outer ring, clockwise in the image, and the rings of its
+        holes, anticlockwise: int64 ``(V, 2)`` corners x, y, not closed.
+    """
+    if not mask.any():
+        return []
+    corners, ends, areas = trace_loops(np.pad(mask, 1))
+    parents = _find_parents(corners, ends, areas, mask.shape)
+    corners, ring_ends, loops = split_loops(corners, ends, *mask.shape)
+    outer: dict[int, np.ndarray] = {}
+    holes: dict[int, list[np.ndarray]] = {}
+    for ring, loop in zip(np.split(corners, ring_ends[:-1]), loops.tolist(), strict=True):
+        parent, simple = parents[loop], _drop_straight(ring) + corner
+        if _signed_area(ring) > 0:
+            outer[parent] = simple
+        else:
+            holes.setdefault(parent, []).append(simple)
+    return [(ring, holes.get(part, [])) for part, ring in sorted(outer.items())]
+
+
+def _find_parents(
+    corners: np.ndarray, ends: np.ndarray, areas: np.ndarray, shape: tuple[int, ...]
+) -> list[int]:
+    """For each walk of :func:`trace_loops` the walk around the part that it belongs to."""
+    starts = np.concatenate(([0], ends[:-1]))
+    walks = np.full((shape[0] + 1, shape[1] + 1), -1)  # of each corner
+    walks[corners[:, 1], corners[:, 0]] = np.repeat(np.arange(len(ends)), ends - starts)
+    parents = list(range(len(ends)))
+    # A walk around a hole begins below its top edge, and the walk above it begins higher up.
+    tops = [corners[start:end, 1].min() for start, end in zip(starts, ends, strict=True)]
+    for index in np.argsort(tops, kind="stable").tolist():
+        if areas[index] < 0:
+            own = corners[starts[index] : ends[index]]
+            x = own[own[:, 1] == tops[index], 0].min()
+            column = walks[: tops[index], x]
+            parents[index] = parents[column[column >= 0][-1]]
+    return parents
+
+
+def _signed_area(ring: np.ndarray) -> float:
+    """Area in square pixels; positive if clockwise in the image."""
+    following = np.roll(ring, -1, axis=0)
+    return float((ring[:, 0] * following[:, 1] - following[:, 0] * ring[:, 1]).sum() / 2)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_model
 from PIL import Image
 
 from meinst.detector.backbone import Backbone
@@ -140,3 +141,11 @@ def test_variants_of_the_head_predict_and_train(tiny_model: MEInst, changes: dic
     (total + outputs.centerness.sum()).backward()
     missing = [n for n, p in model.head.named_parameters() if p.grad is None]
     assert missing == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_prediction_in_another_precision_is_refused(dtype: torch.dtype) -> None:
+    model = make_tiny_model().to(dtype)
+    with pytest.raises(ValueError, match=rf"float32, this one is in {dtype}"):
+        model.predict(np.zeros((40, 50, 3), dtype=np.uint8))
+    assert len(model.float().predict(np.zeros((40, 50, 3), dtype=np.uint8))) > 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from meinst.ops.outlines import mask_to_polygons
+from meinst.ops.outlines import mask_to_polygons, mask_to_rings
 
 # pycocotools 2.0 does not support the copy argument of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -74,3 +74,61 @@ def test_pycocotools_restores_the_same_pixels(pattern):
         assert all(count_parts(rasterised([one], *whole.shape)) == 1 for one in polygons)
         holes += count_parts(np.pad(~mask, 1, constant_values=True)) > 1
     assert holes > 50
+
+
+def ring_mask(ring: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels whose centres are inside a ring, by the even-odd rule."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    inside = np.zeros((height, width), dtype=bool)
+    for (x1, y1), (x2, y2) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        if x1 == x2:  # edges are horizontal or vertical
+            inside ^= (min(y1, y2) < y) & (y < max(y1, y2)) & (x < x1)
+    return inside
+
+
+def test_no_mask_has_no_rings():
+    assert mask_to_rings(np.zeros((3, 4), dtype=bool)) == []
+
+
+def test_hole_is_a_ring_of_its_own():
+    mask = np.ones((3, 3), dtype=bool)
+    mask[1, 1] = False
+    ((outer, (hole,)),) = mask_to_rings(mask, (10, 20))
+    assert outer.tolist() == [[10, 20], [13, 20], [13, 23], [10, 23]]
+    assert sorted(hole.tolist()) == [[11, 21], [11, 22], [12, 21], [12, 22]]
+
+
+def test_part_that_touches_itself_has_a_hole_instead():
+    # The background in the middle is connected to the outside by a corner only.
+    mask = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], dtype=bool)
+    ((outer, (hole,)),) = mask_to_rings(mask)
+    assert sorted(hole.tolist()) == [[1, 1], [1, 2], [2, 1], [2, 2]]
+    assert len(outer) == 6
+
+
+@pytest.mark.parametrize("pattern", ["noise", "blobs", "nested"])
+def test_rings_are_valid_and_give_the_same_pixels(pattern):
+    shapely = pytest.importorskip("shapely", reason="shapely is in the extra 'dev'")
+    random = np.random.default_rng(len(pattern))
+    holes = 0
+    for _ in range(300):
+        height, width = random.integers(1, 20, 2)
+        mask = random.random((height, width)) < random.uniform(0.2, 0.95)
+        if pattern == "blobs":
+            mask = np.kron(mask, np.ones((3, 3), dtype=bool))[:height, :width]
+        elif pattern == "nested":
+            y, x = np.mgrid[:height, :width]
+            mask |= np.maximum(abs(y - height // 2), abs(x - width // 2)) % 4 == 1
+        restored = np.zeros_like(mask)
+        parts = mask_to_rings(mask)
+        assert len(parts) == count_parts(mask)
+        for outer, inner in parts:
+            for ring in (outer, *inner):
+                restored ^= ring_mask(ring, *mask.shape)
+            holes += len(inner)
+            assert shapely.Polygon(outer, inner).is_valid
+        np.testing.assert_array_equal(restored, mask)
+        area = sum(shapely.Polygon(outer, inner).area for outer, inner in parts)
+        assert area == mask.sum()
+        assert shapely.MultiPolygon(parts).is_valid
+    assert holes > 20
