@@ -294,6 +294,7 @@ def test_terminated_command_writes_finished_results(
     images = json.loads((out / "images.json").read_text())["images"]
     assert 1 <= len(images) < 300
     assert {image["overlay"] for image in images} <= {path.name for path in out.glob("*.jpg")}
+    assert (out / "predictions.journal").is_file()
 
 
 def test_models_are_listed(

@@ -68,6 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         write_rows,
     )
     from meinst.files import check_folder
+    from meinst.locks import lock_folder
 
     settings = plan_settings(options.kinds, options.n_components, options.mask_sizes)
     check_distinct(options.fit)
@@ -75,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     data = read_all_and_report(options.annotations)
     errors = Console(stderr=True)
     bar = Progress(console=errors, transient=True, disable=not errors.is_terminal)
-    with print_warnings(), bar as progress:
+    with lock_folder(options.output), print_warnings(), bar as progress:
         task = progress.add_task("settings", total=len(settings))
         rows: list[CompareRow] = []
 

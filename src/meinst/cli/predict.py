@@ -28,7 +28,8 @@ class PredictArguments:
     images together predictions.json (COCO results, masks as RLE in the size of the original) and
     images.json (the file of each image_id and the class of each category_id; with pycocotools:
     COCO("images.json").loadRes("predictions.json"), unless that is an empty list). Overlays that
-    earlier runs wrote there are skipped. For multi-page files, only the first page is used.
+    earlier runs wrote there are skipped. For multi-page files, only the first page is used. A run
+    that ended early (killed, full disk) continues with --resume and ends with the same files.
 
     Attributes:
         sources: image files, folders (the images directly in them) or quoted glob patterns.
@@ -39,6 +40,8 @@ class PredictArguments:
         max_detections: limit of detections per image; by default the model's own.
         batch_size: images per forward pass, where they have the same size; useful on GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
+        resume: continue the unfinished run in the output folder, which must have had the same
+            sources, model and selection.
     """
 
     sources: list[str]
@@ -48,6 +51,7 @@ class PredictArguments:
     max_detections: int | None = None
     batch_size: int = 1
     device: str = "auto"
+    resume: bool = False
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -70,28 +74,27 @@ def run(arguments: Sequence[str]) -> int:
         print(f"skipped: {skipped} overlays of an earlier run in {options.output}")
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
-    outcomes = predict_files(
+    summary = predict_files(
         model,
         sources,
         options.output,
         selection=model.selection.override(options.score_threshold, options.max_detections),
         batch_size=options.batch_size,
+        resume=options.resume,
         on_image=print_result,
     )
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    done = len(outcomes) - len(failed)
+    done = summary.images - summary.failed
     if done:
-        print(f"{done} of {len(outcomes)} images: {options.output / RESULTS}")
-    for outcome in failed:
-        print("error:", outcome.error, file=sys.stderr)
-    if not failed:
+        print(f"{done} of {summary.images} images: {options.output / RESULTS}")
+    if not summary.failed:
         return 0
     return 1 if done else 2
 
 
 def print_result(result: ImageResult) -> None:
-    """Print the summary line of an image; failures are printed at the end."""
+    """Print the summary line of an image, or why it failed."""
     if result.error is not None:
+        print("error:", result.error, file=sys.stderr, flush=True)
         return
     found = ", ".join(f"{count} {name}" for name, count in result.counts.items())
     time = f"{result.milliseconds:.0f} ms"
