@@ -55,9 +55,14 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
                 temporary.replace(path)
         if os.name == "nt":  # an open file cannot be renamed there
             temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        # torch raises its own error for a full disk, while handling that of the system.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        cause.filename = cause.filename or str(path)
+        raise cause from None
 
 
 def _create_temporary(folder: Path) -> tuple[BinaryIO, Path]:

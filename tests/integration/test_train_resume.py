@@ -207,4 +207,6 @@ def test_full_disk_leaves_the_last_good_checkpoint(
     error = failed.stderr.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert "File too large" in error
+    assert str(last.parent) in error
+    assert list(last.parent.iterdir()) == [last]
     assert last.read_bytes() == before

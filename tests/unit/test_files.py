@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -51,6 +52,20 @@ def test_failed_write_keeps_the_old_file_and_removes_its_temporary(tmp_path: Pat
         raise RuntimeError("stop")
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"old"
+
+
+def test_full_disk_is_reported_with_the_file_even_if_a_library_hides_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for hidden in (False, True):
+        with pytest.raises(OSError, match="No space left") as caught, open_atomically(path):  # noqa: PT012
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                if hidden:
+                    raise RuntimeError("unexpected pos 768 vs 662")  # noqa: B904
+                raise
+        assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 _KILLED = """

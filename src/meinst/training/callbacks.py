@@ -87,12 +87,7 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.every = every
         self.validate_every = validate_every
-        self.saved = 0  # update of the last save; 0 if none
         self.complete = False  # whether the last batch completed an update
-
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Count the state that a run resumes from as saved."""
-        self.saved = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *others: Any) -> None:
         """Save after an update, unless a validation follows."""
@@ -114,7 +109,6 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        self.saved = trainer.global_step
 
 
 def make_ema(decay: float) -> WeightAveraging:

@@ -34,6 +34,7 @@ from meinst.training.callbacks import BestCheckpoint, LastCheckpoint, ResumableB
 from meinst.training.checkpoints import (
     AtomicCheckpointIO,
     checkpoint_to_resume,
+    read_checkpoint,
     read_with_fallback,
 )
 from meinst.training.data_module import DataModule
@@ -94,9 +95,9 @@ def _train(options: TrainOptions, recipe: Recipe, per_device: int, accumulate: i
     for line in module.validation.classes.warnings:
         log.warning("%s: %s", val_data.annotations, line)
     with _quiet_lightning():
-        trainer, saving = _make_trainer(options, recipe, accumulate)
+        trainer = _make_trainer(options, recipe, accumulate)
         _write_start(options, recipe, model)
-        _fit(trainer, module, data_module, checkpoint, saving)
+        _fit(trainer, module, data_module, options, checkpoint)
     return _finish(options, recipe, module, trainer)
 
 
@@ -196,18 +197,16 @@ def _quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _make_trainer(
-    options: TrainOptions, recipe: Recipe, accumulate: int
-) -> tuple[L.Trainer, LastCheckpoint]:
+def _make_trainer(options: TrainOptions, recipe: Recipe, accumulate: int) -> L.Trainer:
     schedule = recipe.schedule
     last = options.last_checkpoint
     validate_every = min(schedule.validate_every, schedule.iterations)
-    saving = LastCheckpoint(last, options.checkpoint_every, validate_every)
     callbacks: list[Any] = [
         BestCheckpoint(last.parent, MONITORED),
         LearningRateMonitor("step"),
         ResumableBar(refresh_rate=5),
-        saving,  # after BestCheckpoint, whose best score is part of the state
+        # After BestCheckpoint, whose best score is part of the state.
+        LastCheckpoint(last, options.checkpoint_every, validate_every),
     ]
     if recipe.optimizer.ema_decay:
         callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))
@@ -239,7 +238,7 @@ def _make_trainer(
         raise ValueError(
             f"--accelerator {options.accelerator} with --devices {options.devices}: {error}"
         ) from error
-    return trainer, saving
+    return trainer
 
 
 def _best_precision(accelerator: str) -> str:
@@ -264,18 +263,18 @@ def _fit(
     trainer: L.Trainer,
     module: LitMEInst,
     data_module: DataModule,
+    options: TrainOptions,
     checkpoint: Path | None,
-    saving: LastCheckpoint,
 ) -> None:
     """Run Lightning's loop, from a checkpoint if any; report where a stopped run can continue."""
     try:
         trainer.fit(module, data_module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # raised by Lightning on SIGTERM and Ctrl-C
-        remedy = (
-            f"saved at update {saving.saved}; continue with --resume"
-            if saving.saved
-            else "nothing was saved yet; start again"
-        )
+        try:  # the file, since the interruption may have come just after it was written
+            saved = read_checkpoint(options.last_checkpoint)["global_step"]
+            remedy = f"saved at update {saved}; continue with --resume"
+        except ValueError:
+            remedy = "nothing was saved yet; start again"
         message = f"stopped at update {trainer.global_step}, {remedy}"
         if trainer.received_sigterm:
             log.warning(message)

@@ -69,8 +69,6 @@ def test_checkpoints_contain_only_complete_updates(tmp_path: Path) -> None:
         save_checkpoint=lambda _: saved.append(trainer.global_step),
     )
     saving = LastCheckpoint(tmp_path / "last.ckpt", every=2, validate_every=4)
-    saving.on_train_start(trainer)  # type: ignore[arg-type]
-    assert saving.saved == 2  # the run was resumed here
     for batch in range(6, 21):
         trainer.global_step = (batch + 1) // 3
         saving.on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]
