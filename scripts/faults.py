@@ -42,7 +42,7 @@ codec: {n_components: 4, mask_size: 14}
 resize: {shorter_side: 64, longer_side: 96}
 augment: {crop_size: 80}
 optimizer: {lr: 0.01, frozen_stages: 1, ema_decay: 0.9}
-schedule: {iterations: 12, warmup_iterations: 2, validate_every: 4}
+schedule: {iterations: 8, warmup_iterations: 2, validate_every: 4}
 batch_size: 2
 """
 
@@ -110,7 +110,7 @@ def make_commands(data: Path) -> dict[str, Command]:
 
     def predict(output: Path) -> list[str]:
         options = ["--model", model, "--score-threshold", "0", "--device", "cpu"]
-        return ["predict", images, *options, "--output", str(output)]
+        return ["predict", str(data / "pictures"), *options, "--output", str(output)]
 
     def train(output: Path) -> list[str]:
         named = ["--train-images", images, "--train-annotations", annotations]
@@ -238,6 +238,7 @@ def run_trials(
         start = time.monotonic()
         assert run(command.arguments(output), data) == 0, _log(data)
         duration = time.monotonic() - start
+        print(f"{name}: {duration:.1f} s without a kill", flush=True)
         expected = command.content(output)
     counts: Counter[str] = Counter()
     trial = 0
@@ -352,6 +353,10 @@ def draw_data(folder: Path, images: int = 12) -> None:
         picture.save(folder / "images" / name)
         content["images"].append({"id": image_id, "file_name": name, "width": 96, "height": 64})
     (folder / "data.json").write_text(json.dumps(content))
+    (folder / "pictures").mkdir()
+    for copy in range(5):
+        for path in (folder / "images").iterdir():
+            shutil.copy(path, folder / "pictures" / f"{copy}_{path.name}")
 
 
 def _train_model(command: Command, data: Path) -> None:
