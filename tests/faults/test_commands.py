@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from conftest import SyntheticData
+from processes import started
 
 from meinst.cli.main import main
 from meinst.locks import lock_file
@@ -47,21 +47,13 @@ def test_two_processes_and_a_kill(
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main(predict(pictures, tiny_model_file, whole)) == 0
     command = predict(pictures, tiny_model_file, out)
-    process = subprocess.Popen([sys.executable, "-m", "meinst", *command], stdout=subprocess.PIPE)
-    deadline = threading.Timer(120, process.kill)
-    deadline.start()
-    try:
-        assert process.stdout is not None
+    with started([sys.executable, "-m", "meinst", *command], stdout=subprocess.PIPE) as process:
         assert b"000.png" in process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
         capsys.readouterr()
         assert main([*command, "--resume"]) == 2
         error = capsys.readouterr().err
         assert f"error: {out}: another process of meinst (process {process.pid})" in error
-    finally:
-        deadline.cancel()
-        process.kill()
-        process.communicate()
     assert process.returncode == -signal.SIGKILL
     (out / ".meinst.abc").write_bytes(b"half an overlay")
     assert main(command) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -172,9 +173,13 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("jumping_clock")
-def test_clock_that_jumps_changes_nothing(
-    synthetic_data: SyntheticData, finished_run: Path, tmp_path: Path
+def test_neither_the_clock_nor_the_temporary_folder_matters(
+    synthetic_data: SyntheticData,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     options = make_options(synthetic_data, tmp_path / "run")
     train(options)
     assert content_of(options.output) == content_of(finished_run)

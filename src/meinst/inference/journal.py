@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Journal:
         Raises:
             OSError: if the disk is full; the rows before it are kept.
         """
-        rest = memoryview(_line(asdict(row)))
+        rest = memoryview(_line(vars(row)))
         while rest:
             rest = rest[self._file.write(rest) :]
         self.done += 1
