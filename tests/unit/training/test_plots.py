@@ -58,7 +58,7 @@ def test_damaged_logs_and_other_folders_are_skipped(tmp_path: Path) -> None:
     write_log(tmp_path, 0, ["0,1,5.0,", "0,two,4.0,", "0,3", "0,4,1,2,3", "0,,7.0,", "0,6,x,0.5"])
     write_log(tmp_path, 1, ["0,8,3.0,", "0,9,nan,0.25"])
     torn = tmp_path / "version_1" / "metrics.csv"
-    torn.write_bytes(torn.read_bytes() + b"0,10,12.5")  # of 12.53,
+    torn.write_bytes(torn.read_bytes() + b"0,10,,0.1")  # of 0.15
     for name in ("version_0_backup", "version_", "version_x"):
         shutil.copytree(tmp_path / "version_0", tmp_path / name)
     for number, content in ((2, b""), (3, b"\0" * 99), (4, b"epoch,step,loss\n\0\0\n\xff,\xfe\n")):
