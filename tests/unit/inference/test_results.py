@@ -41,3 +41,9 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert (tmp_path / "predictions.json").stat().st_size > 10e6
     assert peaks[1] < peaks[0] + 200_000
+    images = tmp_path / "images.json"
+    images.write_bytes(images.read_bytes() + b" " * 10**7)  # of a million images
+    tracemalloc.start()
+    assert overlay_names([], tmp_path) == []
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
