@@ -27,10 +27,10 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def pictures(synthetic_data: SyntheticData, tmp_path: Path) -> Path:
-    """A folder of 40 pictures."""
+    """A folder of 20 pictures."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for index in range(40):
+    for index in range(20):
         shutil.copy(synthetic_data.images / "small.png", folder / f"{index:03}.png")
     return folder
 
@@ -59,7 +59,7 @@ def test_two_processes_and_a_kill(
     assert main(command) == 2
     assert f"error: {out}: contains an unfinished run" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
-    assert capsys.readouterr().out.count(".png: ") < 40
+    assert capsys.readouterr().out.count(".png: ") < 20
     assert content_of(out) == content_of(whole)
 
 
@@ -78,8 +78,8 @@ def test_full_disk(pictures: Path, tiny_model_file: Path, tmp_path: Path) -> Non
     )
     assert full.returncode == 2
     done = full.stdout.count(".png: ")
-    assert 5 < done < 35
-    message = f"File too large; {done} of 40 images are done: free some space and continue with"
+    assert 2 < done < 18
+    message = f"File too large; {done} of 20 images are done: free some space and continue with"
     assert full.stderr.splitlines() == [f"error: {out}: {message} --resume."]
     assert main([*command, "--resume"]) == 0
     assert content_of(out) == content_of(whole)
@@ -135,11 +135,11 @@ def test_killed_commands_lose_nothing() -> None:
     pytest.importorskip("lightning")
     command = [sys.executable, str(SCRIPT), "--kills", "1"]
     done = subprocess.run(
-        [*command, "--commands", "predict", "train", "codec fit"],
+        [*command, "--commands", "predict", "codec fit"],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()[-3:]]
-    assert [(row[0], row[-1]) for row in rows] == [("predict", "0"), ("train", "0"), ("codec", "0")]
+    rows = [line.split() for line in done.stdout.splitlines()[-2:]]
+    assert [(row[0], row[-1]) for row in rows] == [("predict", "0"), ("codec", "0")]
