@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 from conftest import SyntheticData
+from processes import started
 
 import meinst.cli.main as main_module
 from meinst.cli.codec import COMMANDS as CODEC_COMMANDS
@@ -268,32 +268,21 @@ def test_evaluate_reports_unreadable_images(
 def test_terminated_command_writes_finished_results(
     synthetic_data: SyntheticData, tiny_model_file: Path, tmp_path: Path, sent: str, code: int
 ) -> None:
-    number = getattr(signal, sent)
     pictures, out = tmp_path / "pictures", tmp_path / "out"
     pictures.mkdir()
     for index in range(300):
         shutil.copy(synthetic_data.images / "two.png", pictures / f"{index:03}.png")
     command = [sys.executable, "-m", "meinst", "predict", str(pictures)]
-    process = subprocess.Popen(
-        [*command, "--model", str(tiny_model_file), "--output", str(out)],
-        stdout=subprocess.PIPE,
-        # nohup starts processes with SIGHUP ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    deadline = threading.Timer(120, process.kill)
-    deadline.start()
-    try:
+    command += ["--model", str(tiny_model_file), "--output", str(out)]
+    with started(command, stdout=subprocess.PIPE) as process:
         assert b"000.png" in process.stdout.readline()
-        process.send_signal(number)
+        process.send_signal(getattr(signal, sent))
         process.communicate(timeout=60)
-    finally:
-        deadline.cancel()
-        process.kill()
     assert process.returncode == code
     images = json.loads((out / "images.json").read_text())["images"]
     assert 1 <= len(images) < 300
     assert {image["overlay"] for image in images} <= {path.name for path in out.glob("*.jpg")}
+    assert (out / "predictions.journal").is_file()
 
 
 def test_models_are_listed(

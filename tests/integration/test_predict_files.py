@@ -20,12 +20,21 @@ from pycocotools.coco import COCO
 import meinst.inference.results as results_module
 from meinst.data.images import find_images
 from meinst.detector.meinst import MEInst
-from meinst.inference.predict import predict_files
+from meinst.inference.predict import ImageResult, PredictionSummary, predict_files
 from meinst.inference.results import overlay_names, without_overlays
 
 
+def outcomes_of(model: MEInst, sources: list[Path], output: Path) -> list[ImageResult]:
+    """The outcome of each image."""
+    outcomes: list[ImageResult] = []
+    summary = predict_files(model, sources, output, on_image=outcomes.append)
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    assert (summary.images, summary.failed) == (len(outcomes), failed)
+    return outcomes
+
+
 def test_no_images(tiny_model: MEInst, tmp_path: Path) -> None:
-    assert predict_files(tiny_model, [], tmp_path / "out") == []
+    assert predict_files(tiny_model, [], tmp_path / "out") == PredictionSummary(0, 0, 0)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -33,16 +42,16 @@ def test_overlays_and_results(
     tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:
     sources = [synthetic_data.images / name for name in ("two.png", "tall.jpg", "empty.png")]
-    reported: list[Any] = []
+    outcomes: list[Any] = []
     selection = tiny_model.selection.override(score_threshold=0.71, max_detections=9)
-    outcomes = predict_files(
-        tiny_model, sources, tmp_path, selection=selection, on_image=reported.append
+    summary = predict_files(
+        tiny_model, sources, tmp_path, selection=selection, on_image=outcomes.append
     )
-    assert reported == outcomes
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("empty.jpg", "images.json", "predictions.json", "tall.jpg", "two.jpg")
     ]
     results = json.loads((tmp_path / "predictions.json").read_text())
+    assert summary == PredictionSummary(3, 0, len(results))
     expected = []
     for image_id, source in enumerate(sources, 1):
         found = tiny_model.predict(source, score_threshold=0.71, max_detections=9)
@@ -83,7 +92,7 @@ def test_sources_in_the_output_folder_survive(
     source = tmp_path / "tall.jpg"
     shutil.copy(synthetic_data.images / "tall.jpg", source)
     before = source.read_bytes()
-    (outcome,) = predict_files(tiny_model, [source], tmp_path / "." / "")
+    (outcome,) = outcomes_of(tiny_model, [source], tmp_path / "." / "")
     assert outcome.overlay == tmp_path / "tall_2.jpg"
     assert source.read_bytes() == before
 
@@ -95,7 +104,7 @@ def test_unreadable_image_is_left_out(
     broken.write_bytes(b"")
     out = tmp_path / "out"
     sources = [synthetic_data.images / "two.png", broken, synthetic_data.images / "small.png"]
-    outcomes = predict_files(tiny_model, sources, out)
+    outcomes = outcomes_of(tiny_model, sources, out)
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]
     assert "empty (0 bytes)" in str(outcomes[1].error)
     assert outcomes[1].overlay is None
@@ -112,7 +121,7 @@ def test_earlier_results_survive_when_all_images_fail(tiny_model: MEInst, tmp_pa
     images, earlier = tmp_path / "images.json", tmp_path / "predictions.json"
     images.write_text('{"images": []}')
     earlier.write_text("[1]")
-    outcomes = predict_files(tiny_model, [tmp_path / "missing.png"], tmp_path)
+    outcomes = outcomes_of(tiny_model, [tmp_path / "missing.png"], tmp_path)
     assert "does not exist" in str(outcomes[0].error)
     assert earlier.read_text() == "[1]"
     assert sorted(tmp_path.iterdir()) == [images, earlier]
@@ -125,7 +134,7 @@ def test_only_files_of_an_earlier_run_are_overwritten(
     mine.write_bytes(b"holiday")
     source = synthetic_data.images / "two.png"
     for _ in range(2):  # the second run replaces the files of the first
-        (outcome,) = predict_files(tiny_model, [source], tmp_path)
+        (outcome,) = outcomes_of(tiny_model, [source], tmp_path)
         assert outcome.overlay == tmp_path / "two_2.jpg"
     assert mine.read_bytes() == b"holiday"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -145,7 +154,10 @@ def test_other_json_files_of_these_names_are_not_overwritten(
 
 
 def test_interrupted_run_keeps_finished_results(
-    tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path
+    tiny_model: MEInst,
+    synthetic_data: SyntheticData,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def stop(result: Any) -> None:
         if result.source.name == "tall.jpg":
@@ -154,13 +166,14 @@ def test_interrupted_run_keeps_finished_results(
     sources = [synthetic_data.images / name for name in ("two.png", "tall.jpg", "small.png")]
     with pytest.raises(KeyboardInterrupt):
         predict_files(tiny_model, sources, tmp_path, on_image=stop)
+    assert "2 images are done; continue with --resume" in caplog.text
     images = json.loads((tmp_path / "images.json").read_text())["images"]
     assert [image["overlay"] for image in images] == ["two.jpg", "tall.jpg"]
     results = json.loads((tmp_path / "predictions.json").read_text())
     assert {result["image_id"] for result in results} == {1, 2}
 
 
-def test_full_disk_fails_only_the_image(
+def test_overlay_that_cannot_be_written_fails_only_its_image(
     tiny_model: MEInst,
     synthetic_data: SyntheticData,
     tmp_path: Path,
@@ -168,15 +181,15 @@ def test_full_disk_fails_only_the_image(
 ) -> None:
     write = results_module.write_atomically
 
-    def full_once(path: Path, content: bytes) -> None:
+    def fail_once(path: Path, content: bytes) -> None:
         if path.name == "two.jpg":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            raise OSError(errno.ENAMETOOLONG, "File name too long", str(path))
         write(path, content)
 
-    monkeypatch.setattr(results_module, "write_atomically", full_once)
+    monkeypatch.setattr(results_module, "write_atomically", fail_once)
     sources = [synthetic_data.images / name for name in ("two.png", "small.png")]
-    outcomes = predict_files(tiny_model, sources, tmp_path)
-    assert "No space left" in str(outcomes[0].error)
+    outcomes = outcomes_of(tiny_model, sources, tmp_path)
+    assert "File name too long" in str(outcomes[0].error)
     ids = {r["image_id"] for r in json.loads((tmp_path / "predictions.json").read_text())}
     assert ids == {2}  # an image without an overlay has no results
 
@@ -230,7 +243,7 @@ def test_images_too_large_for_jpeg_get_a_smaller_overlay(
     tiny_model: MEInst, tmp_path: Path
 ) -> None:
     Image.new("RGB", (65_600, 2)).save(tmp_path / "scan.png")
-    (outcome,) = predict_files(tiny_model, [tmp_path / "scan.png"], tmp_path / "out")
+    (outcome,) = outcomes_of(tiny_model, [tmp_path / "scan.png"], tmp_path / "out")
     assert outcome.error is None
     with Image.open(tmp_path / "out" / "scan.jpg") as overlay:
         assert overlay.width == 65_500
@@ -241,5 +254,5 @@ def test_images_too_large_for_jpeg_get_a_smaller_overlay(
 def test_long_file_names(tiny_model: MEInst, synthetic_data: SyntheticData, tmp_path: Path) -> None:
     source = tmp_path / f"{'n' * 251}.png"
     shutil.copy(synthetic_data.images / "two.png", source)
-    (outcome,) = predict_files(tiny_model, [source], tmp_path / "out")
+    (outcome,) = outcomes_of(tiny_model, [source], tmp_path / "out")
     assert outcome.error is None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from processes import started
 from safetensors.torch import load_file
 from short_training import (
     WARNINGS,
@@ -164,20 +165,11 @@ def test_signal_saves_the_state_for_resume(
 ) -> None:
     recipe = with_values({"schedule.iterations": 4000})
     options = make_options(synthetic_data, tmp_path / "out", recipe)
-    process = subprocess.Popen(
-        as_command(options),
-        stderr=subprocess.PIPE,
-        text=True,
-        # Shells start background processes with SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),
-    )
     last = tmp_path / "out" / "checkpoints" / "last.ckpt"
-    try:
+    with started(as_command(options), 240, stderr=subprocess.PIPE, text=True) as process:
         wait_for_file(last, process)
         process.send_signal(sent)
         _, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
     assert process.returncode == code, errors
     saved = torch.load(last, weights_only=True)["global_step"]
     assert saved > 0
@@ -207,4 +199,6 @@ def test_full_disk_leaves_the_last_good_checkpoint(
     error = failed.stderr.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert "File too large" in error
+    assert str(last.parent) in error
+    assert list(last.parent.iterdir()) == [last]
     assert last.read_bytes() == before

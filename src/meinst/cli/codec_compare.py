@@ -68,6 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         write_rows,
     )
     from meinst.files import check_folder
+    from meinst.locks import lock_folder
 
     settings = plan_settings(options.kinds, options.n_components, options.mask_sizes)
     check_distinct(options.fit)
@@ -75,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     data = read_all_and_report(options.annotations)
     errors = Console(stderr=True)
     bar = Progress(console=errors, transient=True, disable=not errors.is_terminal)
-    with print_warnings(), bar as progress:
+    with lock_folder(options.output), print_warnings(), bar as progress:
         task = progress.add_task("settings", total=len(settings))
         rows: list[CompareRow] = []
 
@@ -93,16 +94,20 @@ def run(arguments: Sequence[str]) -> int:
     if not rows:
         print("error: no setting could be fitted", file=sys.stderr)
         return 2
-    if find_spec("matplotlib") is None:
-        print("compare.png needs matplotlib: pip install 'meinst[train]'", file=sys.stderr)
-    else:
-        from meinst.codec_tools.report.plots import compare_plot
-
-        compare_plot([asdict(row) for row in rows], options.output / PLOT)
+    _plot(rows, options.output / PLOT)
     console = Console()
     console.print(rows_table(rows))
     console.print(best_line(rows), soft_wrap=True, highlight=False)
     return 0 if len(rows) == len(settings) else 1
+
+
+def _plot(rows: Sequence[CompareRow], path: Path) -> None:
+    if find_spec("matplotlib") is None:
+        print("compare.png needs matplotlib: pip install 'meinst[train]'", file=sys.stderr)
+        return
+    from meinst.codec_tools.report.plots import compare_plot
+
+    compare_plot([asdict(row) for row in rows], path)
 
 
 def rows_table(rows: Sequence[CompareRow]) -> Table:

@@ -52,15 +52,24 @@ def run(arguments: Sequence[str]) -> int:
         CodecEvaluateArguments, arguments, "codec evaluate", EXAMPLES, ("codec", "annotations")
     )
 
+    from meinst.codec_tools.evaluate import check_scores_folder
+    from meinst.files import check_folder
+    from meinst.locks import lock_folder
+
+    if options.output is None:
+        return _evaluate(options)
+    check_folder(options.output)
+    check_scores_folder(options.output)
+    with lock_folder(options.output):
+        return _evaluate(options)
+
+
+def _evaluate(options: CodecEvaluateArguments) -> int:
     from rich.console import Console
 
-    from meinst.codec_tools.evaluate import check_scores_folder, evaluate_codec, write_scores
+    from meinst.codec_tools.evaluate import evaluate_codec, write_scores
     from meinst.codecs import load_codec
-    from meinst.files import check_folder
 
-    if options.output is not None:
-        check_folder(options.output)
-        check_scores_folder(options.output)
     codec = load_codec(options.codec)
     data = read_all_and_report(options.annotations, crowd_as_instances=options.crowd_as_instances)
     total = sum(int((~instances.crowd).sum()) for file in data for instances in file.instances)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,13 +69,15 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.codec_tools.distributed import rank_and_world_size
     from meinst.codec_tools.fit import fit_codec_with_details
     from meinst.data.mask_stream import MaskFilter
+    from meinst.locks import lock_file
 
     check_distinct(options.annotations)
     check_file(options.output, options.annotations)
     if options.moments is not None:
         check_file(options.moments, (*options.annotations, options.output), "--moments")
     first_process = rank_and_world_size()[0] == 0
-    with print_warnings():
+    lock = lock_file(options.output) if first_process else nullcontext()
+    with lock, print_warnings():
         fit = fit_codec_with_details(
             options.annotations,
             CodecOptions(**codec_options),
@@ -85,10 +88,10 @@ def run(arguments: Sequence[str]) -> int:
             progress=partial(mask_progress, shown=first_process),
             on_report=print_report,
         )
-    if fit is None:  # another process writes the file
-        return 0
+        if fit is None:  # another process writes the file
+            return 0
+        fit.codec.save(options.output)
     codec = fit.codec
-    codec.save(options.output)
     source = f" from {fit.n_masks:,} masks" if fit.n_masks else ""
     print(
         f"{codec.kind} codec of {codec.n_components} numbers for masks of "

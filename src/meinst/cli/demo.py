@@ -46,25 +46,22 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.cli.predict import print_result
     from meinst.files import check_folder, write_atomically
-    from meinst.inference.predict import predict_files
+    from meinst.inference.predict import ImageResult, predict_files
     from meinst.models.load import load
 
     check_folder(options.output)
-    overlays = []
+    outcomes: list[ImageResult] = []
     for model_name, (picture_name, side) in PICTURES.items():
         buffer = io.BytesIO()
         picture = getattr(pictures, picture_name)()[side, side]
         Image.fromarray(picture).save(buffer, format="PNG")
         source = options.output / "pictures" / f"{picture_name}.png"
         write_atomically(source, buffer.getvalue())
-        (outcome,) = predict_files(
-            load(model_name).fuse(),
-            [source],
-            options.output / model_name,
-            on_image=print_result,
+        predict_files(
+            load(model_name).fuse(), [source], options.output / model_name, on_image=outcomes.append
         )
-        if outcome.error is not None:
-            raise OSError(outcome.error)
-        overlays.append(outcome.overlay)
-    print("Look at:", *overlays, sep="\n  ")
+        print_result(outcomes[-1])
+        if outcomes[-1].error is not None:
+            return 2
+    print("Look at:", *(outcome.overlay for outcome in outcomes), sep="\n  ")
     return 0

@@ -71,7 +71,7 @@ def print_error(error: object) -> None:
     """Print an error in one line, whatever file names it contains."""
     from meinst.options import printable
 
-    print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
+    print("error:", printable(" ".join(str(error).split())), file=sys.stderr, flush=True)
 
 
 @contextmanager

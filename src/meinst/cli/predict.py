@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meinst.cli.main import print_error
 from meinst.cli.parser import parse_command
+from meinst.options import printable
 
 if TYPE_CHECKING:
     from meinst.inference.predict import ImageResult
@@ -29,7 +31,8 @@ class PredictArguments:
     images.json (the file of each image_id and the class of each category_id; with pycocotools:
     COCO("images.json").loadRes("predictions.json"), unless that is an empty list). Overlays that
     earlier runs wrote there are skipped. For files of several pages or frames, only the first is
-    used. The exit code is 1 if an image failed, or if a folder or pattern contains pictures or
+    used. A run that ended early (killed, full disk) continues with --resume and ends with the same
+    files. The exit code is 1 if an image failed, or if a folder or pattern contains pictures or
     videos of kinds that cannot be read; they are counted in a warning.
 
     Attributes:
@@ -45,6 +48,8 @@ class PredictArguments:
             is percentile unless it was trained otherwise.
         batch_size: images per forward pass, where they have the same size; useful on GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
+        resume: continue the unfinished run in the output folder, which must have had the same
+            sources, model and selection.
     """
 
     sources: list[str]
@@ -55,6 +60,7 @@ class PredictArguments:
     intensity: str | None = None
     batch_size: int = 1
     device: str = "auto"
+    resume: bool = False
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -63,59 +69,67 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.cli.device import find_device
     from meinst.cli.memory import keep_for_reuse
+    from meinst.images.notes import NoteSummary
     from meinst.images.search import search_images
     from meinst.inference.predict import predict_files
-    from meinst.inference.results import RESULTS, without_overlays
+    from meinst.inference.results import RESULTS
     from meinst.models.load import load
 
     found = search_images(options.sources)
-    images = found.images
-    sources = without_overlays(images, options.output)
-    if not sources:
-        raise ValueError(f"all given images are overlays of an earlier run: {images[0]}")
-    if len(sources) < len(images):
-        skipped = len(images) - len(sources)
-        print(f"skipped: {skipped} overlays of an earlier run in {options.output}")
+    sources = _without_overlays(found.images, options.output)
     if found.left_out:
         print("warning:", found, file=sys.stderr)
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
     model.input_options = model.input_options.override(options.intensity)
-    outcomes = predict_files(
+    notes = NoteSummary()
+
+    def report(result: ImageResult) -> None:
+        print_result(result)
+        notes.add(result.source, result.notes)
+
+    summary = predict_files(
         model,
         sources,
         options.output,
         selection=model.selection.override(options.score_threshold, options.max_detections),
         batch_size=options.batch_size,
-        on_image=print_result,
+        resume=options.resume,
+        on_image=report,
     )
-    failed = _print_summary(outcomes, options.output / RESULTS)
-    if failed == len(outcomes):
-        return 2
-    return 1 if failed or found.left_out else 0
-
-
-def _print_summary(outcomes: Sequence[ImageResult], results: Path) -> int:
-    """Print what the images have in common, and the errors; returns the number of errors."""
-    from meinst.images.notes import NoteSummary
-
-    notes = NoteSummary()
-    for outcome in outcomes:
-        notes.add(outcome.source, outcome.notes)
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    if len(failed) < len(outcomes):
-        print(f"{len(outcomes) - len(failed)} of {len(outcomes)} images: {results}")
+    done = summary.images - summary.failed
+    if done:
+        print(f"{done} of {summary.images} images: {options.output / RESULTS}")
     for line in notes.lines():
         print(line, file=sys.stderr)
-    for outcome in failed:
-        print("error:", outcome.error, file=sys.stderr)
-    return len(failed)
+    if not done:
+        return 2
+    return 1 if summary.failed or found.left_out else 0
+
+
+def _without_overlays(images: list[Path], output: Path) -> list[Path]:
+    """The images that are not overlays of an earlier run; prints how many are.
+
+    Raises:
+        ValueError: if all are.
+    """
+    from meinst.inference.results import without_overlays
+
+    sources = without_overlays(images, output)
+    if not sources:
+        raise ValueError(f"all given images are overlays of an earlier run: {images[0]}")
+    if len(sources) < len(images):
+        skipped = len(images) - len(sources)
+        print(f"skipped: {skipped} overlays of an earlier run in {output}")
+    return sources
 
 
 def print_result(result: ImageResult) -> None:
-    """Print the summary line of an image; failures are printed at the end."""
+    """Print the summary line of an image, or why it failed."""
     if result.error is not None:
+        print_error(result.error)
         return
     found = ", ".join(f"{count} {name}" for name, count in result.counts.items())
     time = f"{result.milliseconds:.0f} ms"
-    print(f"{result.source}: {found or 'nothing found'} ({time}) -> {result.overlay}", flush=True)
+    line = f"{result.source}: {found or 'nothing found'} ({time}) -> {result.overlay}"
+    print(printable(line), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from meinst.compat.coco_classes import COCO_CLASSES
 from meinst.compat.detectron import from_detectron, is_backbone
 from meinst.compat.sources import HUB, ForeignWeights, locate, read_weights, reject_others
 from meinst.detector.meinst import MEInst
-from meinst.files import write_atomically
+from meinst.files import open_atomically, remove_leftovers
 from meinst.models.backbone_file import save_backbone
 from meinst.models.checkpoint import load_model, save_model
 from meinst.models.recipe import Recipe, load_recipe
@@ -93,9 +92,8 @@ def convert_back(source: str, output: Path) -> Conversion:
     _check_output(output, source)
     model = load_model(locate(source) if source.startswith(HUB) else source)
     state = to_adelaidet(model, source)
-    buffer = io.BytesIO()
-    torch.save({"model": state}, buffer)
-    write_atomically(output, buffer.getvalue())
+    with open_atomically(output) as file:
+        torch.save({"model": state}, file)
     matching = [name for name in PUBLISHED if _has_recipe(model, load_recipe(name))]
     note = (
         "no published configuration describes this network: set the input, strides, thresholds "
@@ -161,3 +159,4 @@ def _check_output(output: Path, source: str) -> None:
         raise PermissionError(f"{output}: the folder {folder} cannot be written; choose another.")
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise ValueError(f"{output} is the source itself; give another output.")
+    remove_leftovers(folder)

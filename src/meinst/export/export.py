@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +20,12 @@ from meinst.export.checks import Differences, check_ap, check_outputs, measure
 from meinst.export.graphs import write_graph
 from meinst.export.quantization import quantize_graph
 from meinst.inference.evaluate import Metrics
+from meinst.locks import hidden_sibling, lock_file
 from meinst.models.exported import DESCRIPTION, GRAPHS, Format, is_export, load_exported
 from meinst.models.model_file import EXPORT_FORMAT, write_model_file
 
 MAX_CALIBRATION = 300
+OLD = "old"  # the older export, until the new one is in its place
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ def export_model(
     report_step = on_step or (lambda *_: None)
     _check_export(model, output)
     before = after = None
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".meinst.") as temporary:
-        folder = _new_folder(temporary, "float32", model)
+    with _work_folder(output) as work:
+        folder = _new_folder(work, "float32", model)
         report_step(f"converting the network to {engine}", 0)
         write_graph(model, folder, engine)
         report_step("comparing it with the model", 0)
@@ -101,6 +105,30 @@ def export_model(
                 check_ap(before.segm.ap or 0.0, after.segm.ap or 0.0, max_ap_drop)
         _replace(output, folder)
     return ExportReport(output, differences, before, after)
+
+
+@contextmanager
+def _work_folder(output: Path) -> Iterator[Path]:
+    """An empty folder beside the export, removed afterwards; nobody else may export there.
+
+    If an earlier run was killed, its folder is removed, and an export that it had moved there is
+    moved back.
+
+    Raises:
+        BlockingIOError: if another process exports to the same folder.
+    """
+    with lock_file(output):
+        work = hidden_sibling(output, ".meinst-export")
+        old = work / OLD
+        if old.exists() and not output.exists():
+            old.rename(output)
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work)
 
 
 def _check_export(model: MEInst, output: Path) -> None:
@@ -133,9 +161,9 @@ def _check_export(model: MEInst, output: Path) -> None:
         )
 
 
-def _new_folder(parent: str | Path, name: str, model: MEInst) -> Path:
+def _new_folder(parent: Path, name: str, model: MEInst) -> Path:
     """A folder with everything in an export but the graph."""
-    folder = Path(parent, name)
+    folder = parent / name
     folder.mkdir()
     # What a Predictor needs besides its network.
     tensors = {
@@ -157,11 +185,14 @@ def _quantize(model: MEInst, folder: Path, engine: Format, images: Sequence[Imag
 
 
 def _replace(output: Path, folder: Path) -> None:
-    """Move a folder into place; an older one goes to the temporary folder."""
+    """Move a folder into place; an older one goes to the folder of :func:`_work_folder`."""
+    for path in folder.iterdir():  # on the disk before the older one is moved
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
     if not output.exists():
         folder.rename(output)
         return
-    old = folder.with_name("old")
+    old = folder.with_name(OLD)
     output.rename(old)
     try:
         folder.rename(output)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ import numpy as np
 from PIL import Image
 
 from meinst.detections import Detections
-from meinst.files import write_atomically
+from meinst.files import open_atomically, write_atomically
+from meinst.inference.journal import Row
 
 RESULTS, IMAGES = "predictions.json", "images.json"
 _MAX_SIDE = 65500  # limit of JPEG, in pixels
 # Overlays contain this comment, within the first bytes of the file.
 _COMMENT, _HEADER_BYTES = b"overlay by meinst", 256
+_FIRST_IMAGE_BYTES = 1 << 16  # more than the first entry of images.json takes
 
 
 def write_overlay(
@@ -44,17 +48,37 @@ def write_overlay(
     return image | {"overlay": path.name}, results
 
 
-def write_results(
-    output: Path,
-    class_names: Sequence[str],
-    images: Sequence[dict[str, Any]],
-    results: Sequence[dict[str, Any]],
-) -> None:
-    """Write ``predictions.json`` and ``images.json``."""
+def write_results(output: Path, class_names: Sequence[str], rows: Iterable[Row]) -> int:
+    """Write ``predictions.json`` and ``images.json`` row by row; memory does not grow with them.
+
+    Args:
+        output: the folder.
+        class_names: names of the model's classes.
+        rows: the content of the files, image by image.
+
+    Returns:
+        The number of detections.
+    """
     categories = [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
-    content = {"images": images, "categories": categories, "annotations": []}
-    write_atomically(output / RESULTS, json.dumps(results).encode())
-    write_atomically(output / IMAGES, json.dumps(content, indent=1).encode())
+    rest = json.dumps({"categories": categories, "annotations": []}, indent=1)
+    detections = 0
+    with open_atomically(output / RESULTS) as results, open_atomically(output / IMAGES) as images:
+        results.write(b"[")
+        images.write(b'{\n "images": [')
+        separator = ""
+        for row in rows:
+            if row.image is None:
+                continue
+            if row.results:
+                found = json.dumps(row.results)[1:-1]
+                results.write((", " if detections else "").encode() + found.encode())
+                detections += len(row.results)
+            entry = textwrap.indent(json.dumps(row.image, indent=1), "  ")
+            images.write(f"{separator}\n{entry}".encode())
+            separator = ","
+        results.write(b"]")
+        images.write(("\n ]," if separator else "],").encode() + rest[1:].encode())
+    return detections
 
 
 def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
@@ -102,19 +126,29 @@ def _is_overlay(path: Path) -> bool:
 
 def _check_results(output: Path) -> None:
     """Refuse to overwrite results of another program."""
+    path = output / IMAGES
+    own = _lists_overlays(path) if path.exists() else not (output / RESULTS).exists()
+    if not own:
+        raise FileExistsError(
+            f"{output}: contains an {IMAGES} or {RESULTS} that `meinst predict` did not write; "
+            "choose another --output."
+        )
+
+
+def _lists_overlays(path: Path) -> bool:
+    """Whether a file is an ``images.json`` of this module, by its first image."""
+    with path.open("rb") as file:
+        head = file.read(_FIRST_IMAGE_BYTES).decode(errors="replace")
+    start = re.match(r'\{\s*"images": \[\s*', head)
+    if start is None:
+        return False
+    if head.startswith("]", start.end()):
+        return True
     try:
-        content = json.loads((output / IMAGES).read_bytes())
-        if all("overlay" in image for image in content["images"]):
-            return
-    except FileNotFoundError:
-        if not (output / RESULTS).exists():
-            return
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise FileExistsError(
-        f"{output}: contains an {IMAGES} or {RESULTS} that `meinst predict` did not write; choose "
-        "another --output."
-    )
+        image, _ = json.JSONDecoder().raw_decode(head, start.end())
+    except ValueError:
+        return False
+    return isinstance(image, dict) and "overlay" in image
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

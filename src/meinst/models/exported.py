@@ -116,7 +116,8 @@ def load_exported(folder: Path) -> ExportedMEInst:
         raise ModelFileError(f"{graph} cannot be opened ({reason}): export it again.") from error
     model = ExportedMEInst(info.class_names, build_codec(info, path), info.recipe, run)
     load_tensors(model, tensors, path)
-    model.metadata = {"recipe": info.recipe, "metrics": info.metrics}
+    files = tuple(path for path in (graph, graph.with_suffix(".bin")) if path.is_file())
+    model.metadata = {"recipe": info.recipe, "metrics": info.metrics, "graph": files}
     return model.eval()
 
 

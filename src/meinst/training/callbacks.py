@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 
 class ResumableBar(TQDMProgressBar):
@@ -28,10 +29,12 @@ class ResumableBar(TQDMProgressBar):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``, the checkpoint with the highest validation score so far.
+    """Keeps ``best.ckpt``, the latest checkpoint with the highest validation score so far.
 
-    Lightning drops the best score when the folder was moved or copied, so that the next validation
-    would replace the file even with a lower score. Here the score is kept.
+    A validation without a score (NaN) is never the best, and of equal scores the latest counts:
+    more training has not made the model worse. Lightning does neither. It also drops the best
+    score when the folder was moved or copied, so that the next validation would replace the file
+    even with a lower score. Here the score is kept.
 
     Args:
         folder: folder of the checkpoints.
@@ -42,6 +45,15 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False
         )
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether a score is the best so far."""
+        if current is None or current.isnan():
+            return False
+        best = self.best_k_models.get(self.kth_best_model_path)
+        # All processes must agree.
+        best_so_far = best is None or bool(current >= best)
+        return bool(trainer.strategy.reduce_boolean_decision(best_so_far))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the score, and the path of the file in the current folder."""
@@ -58,7 +70,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes the state for ``--resume`` atomically, replacing the previous one.
+    """Writes the state for ``--resume``, replacing the previous one.
 
     It is written every ``every`` updates, after each validation, and on SIGTERM. The result of a
     validation is part of the state, so an update that is followed by a validation is saved after
@@ -75,12 +87,7 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.every = every
         self.validate_every = validate_every
-        self.saved = 0  # update of the last save; 0 if none
         self.complete = False  # whether the last batch completed an update
-
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Count the state that a run resumes from as saved."""
-        self.saved = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *others: Any) -> None:
         """Save after an update, unless a validation follows."""
@@ -102,7 +109,6 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        self.saved = trainer.global_step
 
 
 def make_ema(decay: float) -> WeightAveraging:

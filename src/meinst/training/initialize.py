@@ -35,14 +35,14 @@ def check_start(options: TrainOptions) -> None:
         ValueError: if the folder contains a run, if an input file would be overwritten, or if two
             options say where the backbone starts.
     """
-    last = options.last_checkpoint
+    last, best = options.last_checkpoint, options.best_checkpoint
     if options.resume:
-        if not last.is_file():
+        if not (last.is_file() or best.is_file()):
             raise FileNotFoundError(
                 f"{last}: there is no run to resume; start one without --resume."
             )
         return
-    if last.is_file() or (options.output / "best.safetensors").is_file():
+    if any(path.is_file() for path in (last, best, options.output / "best.safetensors")):
         raise ValueError(
             f"{options.output}: contains an earlier run; continue it with --resume, or choose "
             "another --output."

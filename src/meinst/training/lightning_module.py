@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from meinst.detector.meinst import MEInst
 from meinst.images.notes import NoteSummary
 from meinst.inference.evaluate import Failure, evaluation_results, match_measurable
 from meinst.models.recipe import Recipe
+from meinst.training.checkpoints import first_non_finite
 from meinst.training.schedule import lr_factor, make_optimizer
 from meinst.types import HeadOutputs, Target
 
@@ -151,10 +153,21 @@ class LitMEInst(L.LightningModule):
         self.metrics = _logged("bbox", metrics.bbox) | _logged("segm", metrics.segm)
         # Every process has all results and so the same numbers: there is nothing to reduce.
         for name, value in self.metrics.items():
-            self.log(name, value or 0.0, prog_bar=name == MONITORED, sync_dist=True)
+            logged = math.nan if value is None else value  # nothing to find is not a score of 0
+            self.log(name, logged, prog_bar=name == MONITORED, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the metrics of the last validation, and what a resumed run must share."""
+        """Store the metrics of the last validation, and what a resumed run must share.
+
+        Raises:
+            FloatingPointError: if weights are NaN or infinite; the file is not replaced then.
+        """
+        if name := first_non_finite(checkpoint):
+            raise FloatingPointError(
+                f"weights became NaN or infinite ({name}) by update {self.global_step}, so this "
+                "state is not saved: continue from the last checkpoint with --resume, and lower "
+                "optimizer.lr, or train with --precision 32-true."
+            )
         checkpoint["metrics"] = self.metrics
         checkpoint["seed"] = self.seed
         checkpoint["accumulate"] = self.trainer.accumulate_grad_batches

@@ -32,9 +32,9 @@ class TrainOptions:
         crowd_as_instances: train and validate on crowd regions (iscrowd 1) as ordinary instances;
             some tools mark every mask that was drawn with a brush as a crowd.
         allow_outside: allow file names that lead out of the image folders.
-        resume: continue from the last checkpoint in the output folder, with its codec, weights
-            and seed; ``init``, ``backbone_weights``, ``random_backbone``, ``codec`` and ``seed``
-            are ignored.
+        resume: continue from the last checkpoint in the output folder (from the best one if the
+            last is damaged), with its codec, weights and seed; ``init``, ``backbone_weights``,
+            ``random_backbone``, ``codec`` and ``seed`` are ignored.
         seed: seed of the initial weights, the order of images and their augmentation.
         devices: number of processes, one per device.
         num_nodes: number of machines.
@@ -81,6 +81,11 @@ class TrainOptions:
     def last_checkpoint(self) -> Path:
         """The checkpoint from which ``resume`` continues."""
         return self.output / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the highest validation score."""
+        return self.output / "checkpoints" / "best.ckpt"
 
     @property
     def world_size(self) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +23,34 @@ Series = dict[str, dict[int, float]]
 def read_logs(folder: Path) -> Series:
     """Read values by name and update from the CSV logs of a run and its resumptions.
 
-    If an update was computed twice (before and after a crash), the later value counts.
+    If an update was computed twice (before and after a crash), the later value counts. Rows that a
+    crash has damaged and folders of other names are skipped.
     """
     series: Series = defaultdict(dict)
-    parts = folder.glob("version_*/metrics.csv")
-    for path in sorted(parts, key=lambda p: int(p.parent.name.removeprefix("version_"))):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                step = int(row["step"])
-                for name, value in row.items():
-                    if name not in ("step", "epoch") and value:
-                        series[name][step] = float(value)
+    versions = {}
+    for path in folder.glob("version_*/metrics.csv"):
+        if (number := path.parent.name.removeprefix("version_")).isdecimal():
+            versions[int(number)] = path
+    for _, path in sorted(versions.items()):
+        for row in _read_rows(path):
+            step = int(row["step"])
+            for name, value in row.items():
+                if name not in ("step", "epoch"):
+                    series[name][step] = value
     return dict(series)
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, float]]:
+    """The rows of a CSV log, without empty values."""
+    text = path.read_text(errors="replace").replace("\0", "")
+    complete = text[: text.rfind("\n") + 1]
+    for row in csv.DictReader(io.StringIO(complete, newline="")):
+        try:
+            values = {name: float(value) for name, value in row.items() if value != ""}
+        except (TypeError, ValueError):  # too few values are None, too many are a list
+            continue
+        if math.isfinite(values.get("step", math.nan)):
+            yield values
 
 
 def draw_curves(series: Series, path: Path) -> None:
@@ -40,8 +59,6 @@ def draw_curves(series: Series, path: Path) -> None:
     Losses of single batches are noisy, so their running mean over a fiftieth of the run is plotted
     as well.
     """
-    import io
-
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 7), layout="constrained")
@@ -88,8 +105,6 @@ def running_means(
 
 def draw_sheet(model: MEInst, data: CocoData, path: Path, count: int = 12) -> None:
     """Draw detections on evenly spaced images of a data set, as tiles of one JPEG file."""
-    import io
-
     columns, side = 4, 360
     chosen = np.unique(np.linspace(0, len(data.images) - 1, count).round().astype(int))
     rows = -(-len(chosen) // columns)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
+import os
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +25,18 @@ from meinst.data.coco import CocoData
 from meinst.data.training_dataset import TrainingDataset
 from meinst.detector.meinst import MEInst
 from meinst.detector.select import SelectOptions
-from meinst.files import check_folder, write_atomically
+from meinst.files import check_folder, remove_leftovers, write_atomically
+from meinst.locks import lock_folder
 from meinst.models.checkpoint import save_model
 from meinst.models.recipe import Recipe
 from meinst.options import first_few, options_to_dict
 from meinst.training.callbacks import BestCheckpoint, LastCheckpoint, ResumableBar, make_ema
+from meinst.training.checkpoints import (
+    AtomicCheckpointIO,
+    checkpoint_to_resume,
+    read_checkpoint,
+    read_with_fallback,
+)
 from meinst.training.data_module import DataModule
 from meinst.training.initialize import check_start, find_recipe, make_model, with_codec_of
 from meinst.training.input_data import read_data
@@ -54,7 +61,9 @@ def train(options: TrainOptions) -> Path:
         The path of ``best.safetensors``.
 
     Raises:
+        BlockingIOError: if another process writes to the output.
         FileNotFoundError: if a file, recipe or model does not exist.
+        FloatingPointError: if the loss or the weights are no longer finite.
         ValueError: if annotations, recipe or model are faulty, or a new run would overwrite
             another.
         RuntimeError: if there are no ImageNet weights to start from.
@@ -63,10 +72,16 @@ def train(options: TrainOptions) -> Path:
     recipe = find_recipe(options)
     per_device, accumulate = _split_batch(options, recipe)
     check_folder(options.output)
+    with _own_output(options):
+        return _train(options, recipe, per_device, accumulate)
+
+
+def _train(options: TrainOptions, recipe: Recipe, per_device: int, accumulate: int) -> Path:
     train_data, val_data = read_data(options, recipe)
-    seed = options.seed
+    seed, checkpoint = options.seed, None
     if options.resume:
-        seed = _read_seed(options, accumulate, train_data)
+        checkpoint, saved = checkpoint_to_resume(options)
+        seed = _check_resumed(options, saved, accumulate, train_data)
 
     L.seed_everything(seed, workers=True, verbose=False)
     model = make_model(options, recipe, train_data)
@@ -81,10 +96,23 @@ def train(options: TrainOptions) -> Path:
     for line in module.validation.classes.warnings:
         log.warning("%s: %s", val_data.annotations, line)
     with _quiet_lightning():
-        trainer, saving = _make_trainer(options, recipe, accumulate)
+        trainer = _make_trainer(options, recipe, accumulate)
         _write_start(options, recipe, model)
-        _fit(trainer, module, data_module, options, saving)
+        _fit(trainer, module, data_module, options, checkpoint)
     return _finish(options, recipe, module, trainer)
+
+
+@contextmanager
+def _own_output(options: TrainOptions) -> Iterator[None]:
+    """Lock the output folder, in the first process of a run."""
+    node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
+    first: int | None = rank_zero_only(lambda: int(node))()  # None in other processes of a machine
+    if first != 0:
+        yield
+        return
+    with lock_folder(options.output):
+        remove_leftovers(options.last_checkpoint.parent)
+        yield
 
 
 def _make_dataset(data: CocoData, recipe: Recipe, mask_size: int, seed: int) -> TrainingDataset:
@@ -116,13 +144,14 @@ def _split_batch(options: TrainOptions, recipe: Recipe) -> tuple[int, int]:
     return per_device, accumulate
 
 
-def _read_seed(options: TrainOptions, accumulate: int, data: CocoData) -> int:
+def _check_resumed(
+    options: TrainOptions, saved: Mapping[str, Any], accumulate: int, data: CocoData
+) -> int:
     """The seed of the run to resume.
 
     Raises:
         ValueError: if batches or classes differ from those of the run.
     """
-    saved = _read_checkpoint(options.last_checkpoint)
     before = saved.get("accumulate", accumulate)
     if before != accumulate:  # batches are counted, and validations depend on their number
         raise ValueError(
@@ -139,17 +168,6 @@ def _read_seed(options: TrainOptions, accumulate: int, data: CocoData) -> int:
         )
     seed: int = saved["seed"]
     return seed
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path}: not a complete checkpoint ({' '.join(str(error).split())[:80]}); restore it, "
-            "for example from the best.ckpt beside it."
-        ) from error
-    return checkpoint
 
 
 @contextmanager
@@ -171,18 +189,16 @@ def _quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _make_trainer(
-    options: TrainOptions, recipe: Recipe, accumulate: int
-) -> tuple[L.Trainer, LastCheckpoint]:
+def _make_trainer(options: TrainOptions, recipe: Recipe, accumulate: int) -> L.Trainer:
     schedule = recipe.schedule
     last = options.last_checkpoint
     validate_every = min(schedule.validate_every, schedule.iterations)
-    saving = LastCheckpoint(last, options.checkpoint_every, validate_every)
     callbacks: list[Any] = [
         BestCheckpoint(last.parent, MONITORED),
         LearningRateMonitor("step"),
         ResumableBar(refresh_rate=5),
-        saving,  # after BestCheckpoint, whose best score is part of the state
+        # After BestCheckpoint, whose best score is part of the state.
+        LastCheckpoint(last, options.checkpoint_every, validate_every),
     ]
     if recipe.optimizer.ema_decay:
         callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))
@@ -208,12 +224,13 @@ def _make_trainer(
             use_distributed_sampler=False,
             callbacks=callbacks,
             logger=loggers,
+            plugins=AtomicCheckpointIO(),
         )
     except MisconfigurationException as error:  # an error of the user, but not a ValueError
         raise ValueError(
             f"--accelerator {options.accelerator} with --devices {options.devices}: {error}"
         ) from error
-    return trainer, saving
+    return trainer
 
 
 def _best_precision(accelerator: str) -> str:
@@ -239,18 +256,17 @@ def _fit(
     module: LitMEInst,
     data_module: DataModule,
     options: TrainOptions,
-    saving: LastCheckpoint,
+    checkpoint: Path | None,
 ) -> None:
-    """Run Lightning's loop; report where a stopped run can continue."""
-    checkpoint = options.last_checkpoint if options.resume else None
+    """Run Lightning's loop, from a checkpoint if any; report where a stopped run can continue."""
     try:
         trainer.fit(module, data_module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # raised by Lightning on SIGTERM and Ctrl-C
-        remedy = (
-            f"saved at update {saving.saved}; continue with --resume"
-            if saving.saved
-            else "nothing was saved yet; start again"
-        )
+        try:  # the file, since the interruption may have come just after it was written
+            saved = read_checkpoint(options.last_checkpoint)["global_step"]
+            remedy = f"saved at update {saved}; continue with --resume"
+        except ValueError:
+            remedy = "nothing was saved yet; start again"
         message = f"stopped at update {trainer.global_step}, {remedy}"
         if trainer.received_sigterm:
             log.warning(message)
@@ -271,24 +287,36 @@ def tune_selection(selection: SelectOptions, metrics: Mapping[str, float | None]
 
 
 def _finish(options: TrainOptions, recipe: Recipe, module: LitMEInst, trainer: L.Trainer) -> Path:
-    """Convert the best and the last checkpoint to model files, and draw curves and overlays."""
+    """Convert the last and the best checkpoint to model files, then draw curves and overlays."""
     best_path = options.output / "best.safetensors"
     if not trainer.is_global_zero:
         return best_path
     model = module.model.cpu().eval()
     prefix = "model."
-    for name in ("last", "best"):
-        checkpoint = _read_checkpoint(options.output / "checkpoints" / f"{name}.ckpt")
+    paths = (options.last_checkpoint, options.best_checkpoint)
+    for path, other in (paths, paths[::-1]):
+        target = options.output / f"{path.stem}.safetensors"
+        _, checkpoint = read_with_fallback(path, other, f"{target.name} is made from")
         state = checkpoint["state_dict"]  # the moving average, where there is one
         model.load_state_dict(
             {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
         )
         metrics = checkpoint["metrics"]
         model.selection = tune_selection(recipe.selection, metrics)
-        save_model(model, options.output / f"{name}.safetensors", recipe, metrics=metrics)
+        save_model(model, target, recipe, metrics=metrics)
     content = json.dumps({"update": checkpoint["global_step"], **metrics}, indent=2)
     write_atomically(options.output / "metrics.json", content.encode())
-    draw_curves(read_logs(options.output / "logs"), options.output / "curves.png")
-    draw_sheet(model, module.validation.data, options.output / "overlays.jpg")
+    curves, sheet = options.output / "curves.png", options.output / "overlays.jpg"
+    _report(curves, lambda: draw_curves(read_logs(options.output / "logs"), curves))
+    _report(sheet, lambda: draw_sheet(model, module.validation.data, sheet))
     log.info("model: %s", best_path)
     return best_path
+
+
+def _report(path: Path, draw: Callable[[], None]) -> None:
+    """Draw a report; if that fails, the run has its models all the same."""
+    try:
+        draw()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("%s was not drawn (%s)", path, reason)

@@ -13,6 +13,7 @@ from meinst.detector.meinst import MEInst
 from meinst.export import checks, export, graphs
 from meinst.export.checks import ExportError, compare_outputs
 from meinst.export.export import export_model
+from meinst.locks import lock_file
 from meinst.models import exported as runtime
 from meinst.models.model_file import EXPORT_FORMAT, write_model_file
 
@@ -143,15 +144,58 @@ def test_older_export_is_kept_if_the_new_one_fails(
 
 
 def test_older_export_is_restored_if_the_new_one_cannot_be_moved(
-    tiny_model: MEInst, tmp_path: Path
+    tiny_model: MEInst, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, absent = tmp_path / "out", tmp_path / "temporary" / "new"
+    output, new = tmp_path / "out", tmp_path / "temporary" / "new"
     output.mkdir()
-    absent.parent.mkdir()
+    new.mkdir(parents=True)
     write_model_file(output / runtime.DESCRIPTION, tiny_model, {}, EXPORT_FORMAT, None, None)
-    with pytest.raises(FileNotFoundError):
-        export._replace(output, absent)
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path == new:
+            raise PermissionError("another program has it open")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PermissionError):
+        export._replace(output, new)
     assert (output / runtime.DESCRIPTION).is_file()
+
+
+@pytest.mark.usefixtures("same_network")
+def test_older_export_is_restored_after_a_kill_while_it_was_replaced(
+    tiny_model: MEInst, other: MEInst, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    export_model(tiny_model, output, "onnx")
+    with monkeypatch.context() as patch:  # nothing is cleaned up, and the second move is missing
+        patch.setattr(export.shutil, "rmtree", lambda _: None)
+        rename = Path.rename
+
+        def rename_once(path: Path, target: Path) -> Path:
+            if path != output:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        patch.setattr(Path, "rename", rename_once)
+        with pytest.raises(KeyboardInterrupt):
+            export_model(tiny_model, output, "openvino")
+    assert [path.name[:15] for path in tmp_path.iterdir()] == [".meinst-export-"]
+    with torch.no_grad():
+        other.head.boxes.bias += 1
+    with pytest.raises(ExportError):
+        export_model(other, output, "openvino")
+    assert sorted(path.name for path in output.iterdir()) == ["meinst.safetensors", "model.onnx"]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.usefixtures("same_network")
+def test_two_processes_do_not_export_to_one_folder(tiny_model: MEInst, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with lock_file(output), pytest.raises(BlockingIOError, match=f"{output}: another process"):
+        export_model(tiny_model, output)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sample_of_calibration_images_depends_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,23 @@ def test_best_score_is_kept_when_the_folder_is_moved(tmp_path: Path) -> None:
     assert after.check_monitor_top_k(trainer, torch.tensor(0.51))
 
 
+def test_latest_of_equal_scores_is_the_best_and_no_score_never_is(tmp_path: Path) -> None:
+    best = BestCheckpoint(tmp_path, "val/segm_AP")
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool))
+
+    def is_best(score: float) -> bool:
+        chosen = best.check_monitor_top_k(trainer, torch.tensor(score))
+        if chosen:
+            best.best_k_models = {"best.ckpt": torch.tensor(score)}
+            best.kth_best_model_path = "best.ckpt"
+        return chosen
+
+    nan = float("nan")
+    scores = [nan, 0.0, 0.0, nan, 0.3, 0.2, 0.3, nan]
+    assert [is_best(s) for s in scores] == [False, True, True, False, True, False, True, False]
+    assert not best.check_monitor_top_k(trainer, None)
+
+
 def test_checkpoints_contain_only_complete_updates(tmp_path: Path) -> None:
     """Updates of three batches, saved at every second and validated at every fourth."""
     saved: list[int] = []
@@ -52,8 +69,6 @@ def test_checkpoints_contain_only_complete_updates(tmp_path: Path) -> None:
         save_checkpoint=lambda _: saved.append(trainer.global_step),
     )
     saving = LastCheckpoint(tmp_path / "last.ckpt", every=2, validate_every=4)
-    saving.on_train_start(trainer)  # type: ignore[arg-type]
-    assert saving.saved == 2  # the run was resumed here
     for batch in range(6, 21):
         trainer.global_step = (batch + 1) // 3
         saving.on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]

@@ -1,13 +1,17 @@
-"""Gradient clipping; tests/integration covers whole runs."""
+"""Gradient clipping and what is saved; tests/integration covers whole runs."""
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from meinst.models.recipe import OptimizerOptions
+from meinst.training import lightning_module
 from meinst.training.lightning_module import LitMEInst
 from meinst.training.schedule import make_optimizer
 
@@ -34,3 +38,44 @@ def test_lightning_clips_gradients_of_other_optimizers() -> None:
     optimizer = make_optimizer(nn.Linear(1, 1), [], OptimizerOptions(name="sgd"))
     LitMEInst.configure_gradient_clipping(module, optimizer, 2.5)  # type: ignore[arg-type]
     assert calls == [(optimizer, 2.5, None)]
+
+
+def test_nan_weights_are_not_saved() -> None:
+    module = SimpleNamespace(
+        metrics={"val/segm_AP": 0.5},
+        seed=3,
+        global_step=12,
+        trainer=SimpleNamespace(accumulate_grad_batches=2),
+        model=SimpleNamespace(class_names=("disc",)),
+    )
+    checkpoint: dict[str, Any] = {"state_dict": {"w": torch.ones(2)}}
+    LitMEInst.on_save_checkpoint(module, checkpoint)  # type: ignore[arg-type]
+    assert (checkpoint["seed"], checkpoint["accumulate"]) == (3, 2)
+    checkpoint["current_model_state"] = {"w": torch.tensor([1.0, math.nan])}
+    with pytest.raises(FloatingPointError, match=r"\(w\) by update 12.*--resume.*optimizer\.lr"):
+        LitMEInst.on_save_checkpoint(module, checkpoint)  # type: ignore[arg-type]
+
+
+def test_metrics_of_nothing_are_logged_as_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: dict[str, float] = {}
+    summary = SimpleNamespace(
+        to_dict=lambda: (
+            dict.fromkeys(("AP", "AP50", "AP75", "F1_50", "F1_50_threshold")) | {"AP75": 0.0}
+        )
+    )
+    monkeypatch.setattr(
+        lightning_module,
+        "coco_metrics",
+        lambda *_: SimpleNamespace(bbox=summary, segm=summary),
+    )
+    module = SimpleNamespace(
+        results=[],
+        trainer=SimpleNamespace(world_size=1, sanity_checking=False),
+        validation=SimpleNamespace(truth={}, classes=SimpleNamespace(matched_ids=())),
+        model=SimpleNamespace(selection=SimpleNamespace(max_detections=1)),
+        log=lambda name, value, **_: logged.update({name: value}),
+    )
+    LitMEInst.on_validation_epoch_end(module)  # type: ignore[arg-type]
+    assert module.metrics["val/segm_AP"] is None
+    assert math.isnan(logged["val/segm_AP"])
+    assert logged["val/segm_AP75"] == 0.0

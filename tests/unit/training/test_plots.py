@@ -1,4 +1,6 @@
+import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from meinst.training.plots import draw_curves, draw_sheet, read_logs, running_me
 def write_log(folder: Path, version: int, rows: list[str]) -> None:
     path = folder / f"version_{version}" / "metrics.csv"
     path.parent.mkdir(parents=True)
-    path.write_text("\n".join(["epoch,step,loss/total,val/segm_AP", *rows]))
+    path.write_text("\n".join(["epoch,step,loss/total,val/segm_AP", *rows, ""]))
     os.utime(path, (version, version))
 
 
@@ -50,6 +52,22 @@ def test_later_values_of_a_resumed_run_count(tmp_path: Path) -> None:
         "loss/total": {1: 5.0, 2: 3.5, 3: 3.0},
         "val/segm_AP": {2: 0.1},
     }
+
+
+def test_damaged_logs_and_other_folders_are_skipped(tmp_path: Path) -> None:
+    write_log(tmp_path, 0, ["0,1,5.0,", "0,two,4.0,", "0,3", "0,4,1,2,3", "0,,7.0,", "0,6,x,0.5"])
+    write_log(tmp_path, 1, ["0,8,3.0,", "0,9,nan,0.25"])
+    torn = tmp_path / "version_1" / "metrics.csv"
+    torn.write_bytes(torn.read_bytes() + b"0,10,,0.1")  # of 0.15
+    for name in ("version_0_backup", "version_", "version_x"):
+        shutil.copytree(tmp_path / "version_0", tmp_path / name)
+    for number, content in ((2, b""), (3, b"\0" * 99), (4, b"epoch,step,loss\n\0\0\n\xff,\xfe\n")):
+        write_log(tmp_path, number, [])
+        (tmp_path / f"version_{number}" / "metrics.csv").write_bytes(content)
+    series = read_logs(tmp_path)
+    assert math.isnan(series["loss/total"].pop(9))
+    assert series == {"loss/total": {1: 5.0, 8: 3.0}, "val/segm_AP": {9: 0.25}}
+    draw_curves(read_logs(tmp_path) | {"val/none": {9: math.nan}}, tmp_path / "curves.png")
 
 
 def test_sheet_has_a_tile_for_each_of_the_first_images(
