@@ -71,6 +71,84 @@ def data(synthetic_data: SyntheticData) -> CocoData:
     return read_coco(synthetic_data.annotations, synthetic_data.images)
 
 
+def results_of(model: MEInst, data: CocoData) -> list[dict[str, Any]]:
+    """COCO results of at most 90 detections per image, of any score."""
+    results = []
+    for record in data.images:
+        detections = model.predict(record.path, score_threshold=0, max_detections=90)
+        results += detections.to_coco(record.id, [7, 3])  # the ids of "box" and "disc"
+    return results
+
+
+def figures_of(metrics: dict[str, Any]) -> list[float]:
+    """The figures that pycocotools computes, with -1 for none."""
+    values = [metrics[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")]
+    return [-1.0 if value is None else value for value in values]
+
+
+def corners(entry: dict[str, Any]) -> None:
+    x, y, width, height = entry["bbox"]
+    entry["bbox"] = [x, y, x + width, y + height]
+
+
+def centres(entry: dict[str, Any]) -> None:
+    x, y, width, height = entry["bbox"]
+    entry["bbox"] = [x + width / 2, y + height / 2, width, height]
+
+
+def other_forms(entry: dict[str, Any]) -> None:
+    mask = entry["segmentation"]
+    if isinstance(mask, dict):
+        if isinstance(mask["counts"], list):
+            entry["segmentation"] = [mask["counts"]]
+    elif len(mask) == 1:
+        entry["segmentation"] = mask[0]
+    else:
+        entry["segmentation"] = [np.reshape(part, (-1, 2)).tolist() for part in mask]
+
+
+def faulty_part(entry: dict[str, Any]) -> None:
+    if isinstance(entry["segmentation"], list):
+        entry["segmentation"].append([900.0, 5.0, 3.0])
+
+
+WRITTEN_OTHERWISE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "boxes as corners": corners,
+    "boxes from the centre": centres,
+    "no boxes": lambda entry: entry.update(bbox=None),
+    "empty boxes": lambda entry: entry.update(bbox=[0, 0, 0, 0]),
+    "negative areas": lambda entry: entry.update(area=-1),
+    "absurd areas": lambda entry: entry.update(area=1e12),
+    "other forms of masks": other_forms,
+    "a faulty part": faulty_part,
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_OTHERWISE)
+def test_file_written_otherwise_gives_pycocotools_figures_of_the_correct_one(
+    name: str,
+    tiny_model: MEInst,
+    synthetic_data: SyntheticData,
+    coco_reference: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    content = synthetic_data.content()
+    for entry in content["annotations"]:
+        WRITTEN_OTHERWISE[name](entry)
+    path = tmp_path / "otherwise.json"
+    path.write_text(json.dumps(content))
+    data = read_coco(path, synthetic_data.images)
+    metrics = evaluate(tiny_model, data, max_detections=90)
+    correct = read_coco(synthetic_data.annotations, synthetic_data.images)
+    for ours, same in zip(data.instances, correct.instances, strict=True):
+        np.testing.assert_allclose(ours.boxes, same.boxes, atol=0.5)
+        np.testing.assert_array_equal(ours.crowd, same.crowd)
+    results = results_of(tiny_model, correct)
+    for kind, figures in (("bbox", metrics.bbox), ("segm", metrics.segm)):
+        expected = coco_reference(synthetic_data.content(), results, kind, 90)
+        assert figures_of(figures.to_dict()) == pytest.approx(expected["all"], abs=1e-6)
+
+
 def test_equal_to_pycocotools(
     tiny_model: MEInst,
     synthetic_data: SyntheticData,
@@ -78,15 +156,11 @@ def test_equal_to_pycocotools(
     coco_reference: Callable[..., dict[str, Any]],
 ) -> None:
     metrics = evaluate(tiny_model, data, max_detections=90).to_dict()
-    results = []
-    for record in data.images:
-        detections = tiny_model.predict(record.path, score_threshold=0, max_detections=90)
-        results += detections.to_coco(record.id, [7, 3])  # the ids of "box" and "disc"
+    results = results_of(tiny_model, data)
     assert metrics["detections"] == len(results) > 100
     for kind in ("bbox", "segm"):
         expected = coco_reference(synthetic_data.content(), results, kind, 90)
-        values = [metrics[kind][name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")]
-        found = [-1.0 if value is None else value for value in values]
+        found = figures_of(metrics[kind])
         assert found == pytest.approx(expected["all"], abs=1e-6)
         assert found[0] > 0
 

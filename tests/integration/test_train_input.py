@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from conftest import SyntheticData
 
 pytest.importorskip("lightning", reason="lightning is in the extra 'train'")
+from meinst.data.images import ImageError
 from meinst.training.input_data import read_data
 from meinst.training.train import train
 
@@ -118,6 +119,30 @@ def test_unusable_image_files_are_listed_once_before_training(
     assert "2 of 6 images cannot be used: " in message
     assert "two.png is not an image" in message
     assert "small.png is empty" in message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_break_during_training_are_one_error(
+    workers: int,
+    synthetic_data: SyntheticData,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(synthetic_data.images, images)
+    for path in images.iterdir():  # whole headers, but hardly any pixels
+        path.write_bytes(path.read_bytes()[:700])
+    options = make_options(synthetic_data, tmp_path / "out")
+    options = replace(options, train_images=images, workers=workers)
+    with caplog.at_level(logging.WARNING, "meinst"), pytest.raises(ImageError) as caught:
+        train(options)
+    message = str(caught.value)
+    assert "20 training images in a row cannot be read; the last: " in message
+    assert "is damaged or truncated" in message
+    assert "Traceback" not in message
+    assert "\n" not in message
+    skipped = [record for record in caplog.records if "skipped" in record.getMessage()]
+    assert len(skipped) == (6 if workers == 0 else 0)  # workers print their own
 
 
 def test_mostly_unusable_image_files_are_an_error(

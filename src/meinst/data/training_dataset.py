@@ -81,6 +81,7 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
         self._data = data
         self._chosen = np.array(chosen)
         self._stretch_logged = False
+        self._skipped: set[str] = set()  # errors of this process's images that are known
         self._order: tuple[int, list[int]] = (-1, [])  # an epoch and its permutation
 
     def __len__(self) -> int:
@@ -90,7 +91,7 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, number: int) -> tuple[Tensor, Target]:
         """Image ``(3, H, W)`` uint8 RGB and its instances.
 
-        An image that cannot be read is skipped with a warning; the next sample takes its place.
+        An image that cannot be read is skipped with one warning; the next sample takes its place.
 
         Raises:
             ImageError: if many consecutive images cannot be read.
@@ -99,9 +100,14 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
             try:
                 return self._sample(number + attempt)
             except ImageError as error:
-                log.warning("skipped in training: %s", error)
-                last = error
-        raise last
+                last = str(error)
+                if last not in self._skipped:
+                    self._skipped.add(last)
+                    log.warning("skipped in training: %s", last)
+        raise ImageError(
+            f"{self._data.annotations}: {_MAX_ATTEMPTS} training images in a row cannot be read; "
+            f"the last: {last}"
+        )
 
     def _sample(self, number: int) -> tuple[Tensor, Target]:
         epoch, place = divmod(number, len(self))

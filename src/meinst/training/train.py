@@ -272,6 +272,20 @@ def _fit(
             log.warning(message)
             raise SystemExit(128 + signal.SIGTERM) from stop
         raise KeyboardInterrupt(message) from stop
+    except Exception as error:
+        raise _without_traceback(error) from error
+
+
+def _without_traceback(error: Exception) -> Exception:
+    """An error of a process that prepares images, as it was there.
+
+    torch puts the traceback into the message; its last line is ``module.ErrorType: message``.
+    """
+    text = str(error).rstrip()
+    if "Original Traceback" not in text:
+        return error
+    _, _, message = text.rpartition("\n")[2].partition(": ")
+    return type(error)(message or text)
 
 
 def tune_selection(selection: SelectOptions, metrics: Mapping[str, float | None]) -> SelectOptions:
