@@ -165,6 +165,30 @@ def test_equal_to_pycocotools(
         assert found[0] > 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"iscrowd": 1}, "10 x crowd region .* --crowd-as-instances"),
+        ({"segmentation": []}, "10 x no mask"),
+        ({"category_id": 20}, r"its \d+ usable objects are of other classes \(star"),
+    ],
+)
+def test_nothing_to_measure_is_an_error(
+    changes: dict[str, Any],
+    reason: str,
+    tiny_model: MEInst,
+    synthetic_data: SyntheticData,
+    tmp_path: Path,
+) -> None:
+    content = synthetic_data.content()
+    for entry in content["annotations"]:
+        entry.update(changes)
+    path = tmp_path / "none.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"none\.json: nothing to measure.*{reason}"):
+        evaluate(tiny_model, read_coco(path, synthetic_data.images))
+
+
 def test_classes_are_matched_by_name(tiny_model: MEInst, data: CocoData) -> None:
     model = Perfect(data, ("star", "box", "cat", "disc"), tiny_model)
     calls = []
