@@ -23,7 +23,7 @@ from meinst.data.transforms import AugmentOptions, ResizeOptions
 from meinst.detector.meinst import MEInst
 from meinst.images.intensity import InputOptions
 from meinst.inference.evaluate import evaluate
-from meinst.inference.predict import predict_files
+from meinst.inference.predict import ImageResult, predict_files
 from meinst.models.checkpoint import list_models, load_model, read_info, save_model
 from meinst.models.exported import ExportedMEInst
 from meinst.models.recipe import Recipe, load_recipe
@@ -259,8 +259,9 @@ def test_python_users_are_warned(tiny_model: MEInst, tmp_path: Path) -> None:
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match=r"shrunk 20\.8 times"):
         tiny_model.predict(np.zeros((2000, 1000, 3), np.uint8))
-    (outcome,) = predict_files(tiny_model, [tmp_path / "a.tif"], tmp_path / "out")
-    assert outcome.notes.pages == 3
+    outcomes: list[ImageResult] = []
+    predict_files(tiny_model, [tmp_path / "a.tif"], tmp_path / "out", on_image=outcomes.append)
+    assert [outcome.notes.pages for outcome in outcomes] == [3]
 
 
 def test_large_images_are_reported_once(

@@ -126,17 +126,15 @@ def measure(
     Raises:
         ExportError: if an image cannot be read, or there is nothing to find.
     """
-    metrics = evaluate(exported, data, on_image=on_image)
+    try:
+        metrics = evaluate(exported, data, on_image=on_image)
+    except ValueError as error:
+        raise ExportError(f"nothing written: {error}") from error
     if metrics.failures:
         raise ExportError(
             f"nothing written: {len(metrics.failures)} of {metrics.images} images of "
             f"{data.annotations} cannot be read; the first: {metrics.failures[0].reason} Repair "
             "them or remove them from the annotations."
-        )
-    if metrics.segm.ap is None:
-        raise ExportError(
-            f"nothing written: {data.annotations} has no object of the model's classes, so nothing "
-            "can be measured: use other annotations, or none."
         )
     return metrics
 

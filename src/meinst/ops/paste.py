@@ -20,7 +20,7 @@ from torch import Tensor
 
 from meinst.ops.rle_kernels import encode_masks, paint_masks
 
-_MAX_PIXELS = 2**31 - 1  # run lengths are 32-bit integers in pycocotools
+_MAX_PIXELS = 2**32 - 1  # run lengths are unsigned 32-bit integers in pycocotools
 
 
 def pixel_windows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

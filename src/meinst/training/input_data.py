@@ -51,8 +51,10 @@ def _read(annotations: Path, images: Path, options: TrainOptions) -> CocoData:
 
 def _log_content(data: CocoData, recipe: Recipe) -> DataSummary:
     """Log what was left out or repaired in a data set, and what it holds."""
-    if str(data.report):
-        log.warning("%s:\n%s", data.annotations, data.report)
+    report = data.report
+    if str(report):
+        level = logging.WARNING if report.dropped or report.repaired else logging.INFO
+        log.log(level, "%s:\n%s", data.annotations, report)
     model = recipe.model
     summary = summarize(data, recipe.resize, model.strides[0], recipe.selection.max_detections)
     log.info("%s:\n%s", data.annotations, summary)

@@ -197,3 +197,9 @@ def test_faulty_arguments_are_rejected(soft, boxes, size, message):
     for function in (soft_masks_to_rle, paste_masks, crop_masks):
         with pytest.raises(ValueError, match=message):
             function(soft, boxes, size)
+
+
+def test_rle_of_more_pixels_than_it_counts_is_an_error() -> None:
+    soft, boxes = torch.ones(1, 4, 4), torch.tensor([[0.0, 0.0, 9.0, 9.0]])
+    with pytest.raises(ValueError, match=r"limited to images of 4294967295 pixels"):
+        soft_masks_to_rle(soft, boxes, (70_000, 70_000))

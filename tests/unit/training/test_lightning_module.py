@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from meinst.images.notes import NoteSummary
 from meinst.models.recipe import OptimizerOptions
 from meinst.training import lightning_module
 from meinst.training.lightning_module import LitMEInst
@@ -70,6 +71,8 @@ def test_metrics_of_nothing_are_logged_as_nan(monkeypatch: pytest.MonkeyPatch) -
     )
     module = SimpleNamespace(
         results=[],
+        metrics={},
+        notes=NoteSummary(),
         trainer=SimpleNamespace(world_size=1, sanity_checking=False),
         validation=SimpleNamespace(truth={}, classes=SimpleNamespace(matched_ids=())),
         model=SimpleNamespace(selection=SimpleNamespace(max_detections=1)),
