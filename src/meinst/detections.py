@@ -135,7 +135,7 @@ class Detections:
                     f"a boolean mask of {len(chosen)} values does not fit {len(self)} detections"
                 )
         elif chosen.numel() and (chosen.is_floating_point() or chosen.is_complex()):
-            raise IndexError(f"detections are selected by integers or bools, got {chosen.dtype}")
+            raise IndexError(f"detections must be indexed by integers or bools, got {chosen.dtype}")
         else:
             chosen = chosen.long()  # torch would take uint8 for a boolean mask
         return replace(
@@ -359,4 +359,4 @@ class Detections:
                 f"{(*self.image_size, 3)}, got {image.shape}"
             )
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
+            raise ValueError(f"alpha must be between 0 and 1, got {alpha}")

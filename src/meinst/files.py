@@ -93,7 +93,7 @@ def check_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --output."
+            f"{folder} cannot be written to ({error.strerror}); choose another --output."
         ) from error
     remove_leftovers(folder)
 

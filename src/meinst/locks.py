@@ -102,7 +102,7 @@ def _lock(lock: Path, target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise OSError(
-            f"{target}: cannot be written ({error.strerror}); choose another --output."
+            f"{target} cannot be written to ({error.strerror}); choose another --output."
         ) from error
     _held.add(descriptor)
     try:

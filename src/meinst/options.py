@@ -48,7 +48,7 @@ def check_number(name: str, value: object, low: float, high: float, *, whole: bo
     """
     kind = numbers.Integral if whole else numbers.Real
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{name} must be a {'whole ' * whole}number, got {value!r}.")
+        raise ValueError(f"{name} must be {'an integer' if whole else 'a number'}, got {value!r}.")
     if not low <= value <= high:  # type: ignore[operator]
         limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} must be {limits}, got {value}.")

@@ -57,7 +57,7 @@ def test_two_processes_and_a_kill(
     assert process.returncode == -signal.SIGKILL
     (out / ".meinst.abc").write_bytes(b"half an overlay")
     assert main(command) == 2
-    assert f"error: {out}: contains an unfinished run" in capsys.readouterr().err
+    assert f"error: {out} contains an unfinished run" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert capsys.readouterr().out.count(".png: ") < 20
     assert content_of(out) == content_of(whole)
@@ -79,7 +79,7 @@ def test_full_disk(pictures: Path, tiny_model_file: Path, tmp_path: Path) -> Non
     assert full.returncode == 2
     done = full.stdout.count(".png: ")
     assert 2 < done < 18
-    message = f"File too large; {done} of 20 images are done: free some space and continue with"
+    message = f"File too large; {done} of 20 images are done; free some space and continue with"
     assert full.stderr.splitlines() == [f"error: {out}: {message} --resume."]
     assert main([*command, "--resume"]) == 0
     assert content_of(out) == content_of(whole)
@@ -113,7 +113,7 @@ def test_read_only_folder(
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert errors[0].startswith("error: /proc")
-    assert "cannot be written (No such file or directory); choose another --output" in errors[0]
+    assert "cannot be written to (No such file or directory); choose another --output" in errors[0]
 
 
 def test_two_fits_do_not_write_one_codec(

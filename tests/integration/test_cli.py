@@ -85,7 +85,7 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["fly"], "unknown command 'fly'"),
         (["--fly"], "unrecognized arguments: --fly; see `meinst --help`"),
-        (["predict"], "missing: SOURCES; see `meinst predict --help`"),
+        (["predict"], "missing arguments: SOURCES; see `meinst predict --help`"),
         (["predict", "x.png", "--modle", "m"], "--modle; did you mean --model?"),
         (["predict", "x.png", "--model", "a", "--model", "b"], "--model is given twice"),
         (["predict", "x.png", "--max-detections", "many"], "--max-detections: expected int, got"),
@@ -105,13 +105,19 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
             ["predict", "IMAGE", "--model", "MODEL", "--output", "OUT", "--score-threshold", "7"],
             "score_threshold must be between 0 and 1, got 7",
         ),
-        (["evaluate", "--model", "MODEL"], "missing: --images, --annotations"),
+        (["evaluate", "--model", "MODEL"], "missing arguments: --images, --annotations"),
         (["evaluate", "--model", "MODEL", "--images", "OUT", "--annotations", "JSON"], "OUT"),
         (["evaluate", "--model", "MODEL", "--images", "DIR", "--annotations", "IMAGE"], "not JSON"),
         (["evaluate", *EVALUATE, "--output", "FOLDER"], "is a folder; give the name of a file"),
         (["evaluate", *EVALUATE, "--output", "IMAGE/metrics.json"], "cannot be written"),
-        (["evaluate", *EVALUATE, "--output", "JSON"], "would overwrite a file of this command"),
-        (["evaluate", *EVALUATE, "--output", "MODEL"], "would overwrite a file of this command"),
+        (
+            ["evaluate", *EVALUATE, "--output", "JSON"],
+            "would overwrite another file of this command",
+        ),
+        (
+            ["evaluate", *EVALUATE, "--output", "MODEL"],
+            "would overwrite another file of this command",
+        ),
     ],
 )
 def test_known_errors_are_one_line(
@@ -180,7 +186,7 @@ def test_predict_prints_one_line_per_image(
     assert len(lines) == 3
     assert lines[0].startswith(f"{good[0]}: ")
     assert lines[0].endswith(f" ms) -> {tmp_path / 'out' / 'two.jpg'}")
-    assert lines[2] == f"2 of 2 images: {tmp_path / 'out' / 'predictions.json'}"
+    assert lines[2] == f"results of 2 of 2 images: {tmp_path / 'out' / 'predictions.json'}"
 
     assert main(["predict", str(broken), *good, *options]) == 1
     captured = capsys.readouterr()

@@ -99,7 +99,7 @@ def test_evaluate_without_matplotlib(
     without_matplotlib(monkeypatch)
     folder = tmp_path / "report"
     assert run("evaluate", codec, synthetic_data.annotations, "--output", folder) == 0
-    assert "report.html needs matplotlib" in capsys.readouterr().err
+    assert "report.html was not written; it needs matplotlib" in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == {"metrics.json", "instances.csv"}
 
 
@@ -142,7 +142,7 @@ def test_compare_continues_after_a_failed_fit(
         assert [row["kind"] for row in csv.DictReader(file)] == ["dct"]
     options = ("--fit", fit, "--kinds", "autoencoder", "--n-components", 30)
     assert run("compare", synthetic_data.annotations, *options, *sizes) == 2
-    assert "error: no setting could be fitted" in capsys.readouterr().err
+    assert "error: none of the codecs could be fitted" in capsys.readouterr().err
 
 
 def test_compare_writes_tables_and_a_plot(
@@ -198,31 +198,34 @@ def test_compare_without_matplotlib(
         tmp_path / "o",
     )
     assert run("compare", synthetic_data.annotations, *options) == 0
-    assert "compare.png needs matplotlib" in capsys.readouterr().err
+    assert "compare.png was not drawn; it needs matplotlib" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "o").iterdir()} == {"compare.csv", "compare.md"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate"], "missing: CODEC, ANNOTATIONS"),
-        (["evaluate", "CODEC"], "missing: ANNOTATIONS; see `meinst codec evaluate --help`"),
+        (["evaluate"], "missing arguments: CODEC, ANNOTATIONS"),
+        (
+            ["evaluate", "CODEC"],
+            "missing arguments: ANNOTATIONS; see `meinst codec evaluate --help`",
+        ),
         (["evaluate", "CODEC", "/none.json"], "/none.json does not exist"),
         (["evaluate", "/none.npz", "JSON"], "/none.npz"),
         (["evaluate", "JSON", "JSON"], "is not a valid mask codec file"),
-        (["evaluate", "CODEC", "EMPTY"], "neither faulty nor a crowd, found 0"),
+        (["evaluate", "CODEC", "EMPTY"], "no instances to measure"),
         (["evaluate", "CODEC", "JSON", "--output", "CODEC/x"], "cannot be written"),
-        (["compare", "JSON"], "missing: --output"),
+        (["compare", "JSON"], "missing arguments: --output"),
         (
             ["compare", "JSON", "--output", "OUT", "--kinds", "cdt"],
-            "pca, dct, grid, autoencoder, found 'cdt'",
+            "pca, dct, grid, autoencoder, got 'cdt'",
         ),
         (["compare", "JSON", "--output", "OUT", "--mask-sizes", "14"], "a mask size of 14"),
         (
             ["compare", "JSON", "--output", "OUT", "--kinds"],
             "--kinds: expected at least one argument",
         ),
-        (["compare", "EMPTY", "--output", "OUT"], "neither faulty nor a crowd, found 0"),
+        (["compare", "EMPTY", "--output", "OUT"], "no instances to measure"),
         (["compare", "JSON", "--output", "OUT", "--fit", "/none.json"], "does not exist"),
     ],
 )

@@ -85,7 +85,7 @@ def test_rejects_output_that_overwrites_an_input(
     assert run(*command) == 2
     shown = capsys.readouterr().err
     assert f"error: {option} " in shown
-    assert "would overwrite a file of this command; give another." in shown
+    assert "would overwrite another file of this command" in shown
     assert train.read_bytes() == before
 
 
@@ -95,7 +95,7 @@ def test_writes_sums_even_if_the_fit_fails(
     single = write_annotations(tmp_path / "one.json", random_polygons(1))
     sums = tmp_path / "one.moments"
     assert run("fit", single, "--output", tmp_path / "one.npz", "--moments", sums, *SMALL) == 2
-    assert "no codec can be fitted" in capsys.readouterr().err
+    assert "cannot fit a codec" in capsys.readouterr().err
     assert load_moments(sums).count == 1
 
 
@@ -140,8 +140,8 @@ def test_fits_each_kind(
         path = tmp_path / "made" / f"{kind}.npz"
         assert run("fit", train, "--output", path, "--kind", kind, *SMALL, "--seed", 3) == 0
         shown = capsys.readouterr()
-        source = "" if kind == "grid" else " from 90 masks"  # a grid learns nothing
-        assert shown.out == f"{kind} codec of 4 numbers for masks of 8 x 8{source}: {path}\n"
+        source = "" if kind == "grid" else ", fitted on 90 masks"  # a grid learns nothing
+        assert shown.out == f"{kind} codec with 4 components for 8 x 8 masks{source}: {path}\n"
         assert "warning" not in shown.err
         codec.save(tmp_path / "expected.npz")
         assert path.read_bytes() == (tmp_path / "expected.npz").read_bytes()
@@ -224,7 +224,7 @@ def test_merged_sums_give_the_same_bytes_as_one_fit(
         assert run("merge", *order, "--output", tmp_path / "merged.moments") == 0
         assert (tmp_path / "merged.moments").read_bytes() == all_sums.read_bytes()
     shown = capsys.readouterr()
-    assert shown.out.splitlines()[0] == f"3 files, 90 masks: {tmp_path / 'merged.npz'}"
+    assert shown.out.splitlines()[0] == f"merged 3 files with 90 masks: {tmp_path / 'merged.npz'}"
     assert shown.err == ""
     # In two steps, and from a single file.
     assert run("merge", sums[2], sums[0], "--output", tmp_path / "two.moments") == 0
@@ -276,7 +276,7 @@ def test_torchrun_gives_the_same_bytes(flags: tuple[str, ...], tmp_path: Path) -
         *map(str, (*distributed, *SMALL, *flags)),
     ]
     shown = output_of(command, {**os.environ, "OMP_NUM_THREADS": "1"})
-    assert shown.count("from 8,197 masks") == 1  # only the first process prints
+    assert shown.count("fitted on 8,197 masks") == 1  # only the first process prints
     for name in ("npz", "moments"):
         expected = (tmp_path / f"one.{name}").read_bytes()
         assert (tmp_path / f"two.{name}").read_bytes() == expected

@@ -43,12 +43,12 @@ SAME = [rectangle(n, 5 * n, 5, 20, 20) for n in range(9)]
 @pytest.mark.parametrize(
     ("annotations", "message"),
     [
-        ([], "at least 2 masks, found 0"),
-        (random_polygons(1), "at least 2 masks, found 1"),
+        ([], "at least 2 masks, got 0"),
+        (random_polygons(1), "at least 2 masks, got 1"),
         (SAME, "all 9 are the same"),
         (
             [rectangle(n, 5, 5, 9, 9, segmentation=[]) for n in range(5)],
-            "at least 2 masks, found 0",
+            "at least 2 masks, got 0",
         ),
     ],
 )
@@ -63,7 +63,7 @@ def test_rejects_too_few_or_equal_masks(
     path, output = write_annotations(tmp_path / "few.json", annotations), tmp_path / "codec.npz"
     assert run("fit", path, "--output", output, *SMALL, *flags) == 2
     *warnings, error = capsys.readouterr().err.strip().splitlines()
-    assert error.startswith(f"error: {path}: no codec can be fitted: ")
+    assert error.startswith(f"error: {path}: cannot fit a codec: ")
     assert message in error
     assert all(line.startswith(f"warning: {path}: dropped: 5 x no mask") for line in warnings)
     assert len(warnings) == (len(annotations) == 5)
@@ -76,7 +76,7 @@ def test_autoencoder_rejects_too_few_or_equal_masks(
 ) -> None:
     path, output = write_annotations(tmp_path / "few.json", SAME[:count]), tmp_path / "codec.npz"
     arguments = ("fit", path, "--output", output, "--kind", "autoencoder", *SMALL)
-    assert_rejected(arguments, f"found {count}" if count < 2 else "are the same", capsys)
+    assert_rejected(arguments, f"got {count}" if count < 2 else "are the same", capsys)
     assert not output.exists()
 
 
@@ -136,7 +136,7 @@ def test_faulty_annotations_are_printed_and_left_out(
         f"warning: {path}: dropped: 1 x broken RLE: the counts do not fill the image "
         "(annotation 904)",
     ]
-    assert "from 90 masks" in shown.out
+    assert "fitted on 90 masks" in shown.out
     assert output.read_bytes() == expected.read_bytes()
     assert_finite(load_codec(output))
 
@@ -164,12 +164,12 @@ def test_rejects_impossible_options(
     # Reported before the files are read, which may take an hour.
     none, output = tmp_path / "none.json", tmp_path / "codec.npz"
     for flags, message in (
-        (("--n-components", 65, "--mask-size", 8), "(64), found 65"),
-        (("--n-components", 65, "--mask-size", 8, "--kind", "dct"), "(64), found 65"),
+        (("--n-components", 65, "--mask-size", 8), "(64), got 65"),
+        (("--n-components", 65, "--mask-size", 8, "--kind", "dct"), "(64), got 65"),
         (("--n-components", 65, "--mask-size", 8, "--kind", "autoencoder"), "n_components=65"),
         (("--n-components", 0), "n_components must be at least 1, got 0"),
         (("--mask-size", 0), "mask_size must be at least 1, got 0"),
-        (("--kind", "grid"), "(784), found 60; use 49"),
+        (("--kind", "grid"), "(784), got 60; use 49"),
         (("--kind", "grid", "--n-components", 49, "--moments", "a"), "--moments a: "),
         (("--kind", "dct", "--per-class"), "needs kind pca, got dct"),
         (("--per-class", "--shrinkage", "-3"), "shrinkage must be at least 0, got -3.0"),
@@ -181,7 +181,7 @@ def test_rejects_impossible_options(
         assert_rejected(("fit", none, "--output", output, *flags), message, capsys)
     assert_rejected(("fit", none, "--output", tmp_path), "is a folder; give the name", capsys)
     assert_rejected(("fit", none), "output", capsys)
-    assert_rejected(("fit", "--output", output), "missing: ANNOTATIONS", capsys)
+    assert_rejected(("fit", "--output", output), "missing arguments: ANNOTATIONS", capsys)
     below = train / "codec.npz"
     assert_rejected(("fit", none, "--output", below), "cannot be written", capsys)
 
@@ -200,12 +200,12 @@ def test_rejects_sums_that_cannot_be_merged(
     output = tmp_path / "out.npz"
     for sums, message in (
         ((plain, apart), f"{apart} holds class moments, {plain} holds moments"),
-        ((plain, other), f"{other}: Sums to merge must have equal mask sizes, found 8 and 4"),
+        ((plain, other), f"{other}: Sums to merge must have equal mask sizes, got 8 and 4"),
         ((codec,), f"{codec} is not a valid mask codec file: it must hold sums over masks"),
         ((plain, train), f"{train} is not a valid mask codec file: it must be an .npz archive"),
         ((tmp_path / "none",), f"{tmp_path / 'none'} does not exist"),
         ((plain, "--kind", "grid", "--n-components", 4), "kind grid"),
-        ((plain, "--n-components", 65), "(64), found 65"),
+        ((plain, "--n-components", 65), "(64), got 65"),
     ):
         assert_rejected(("merge", *sums, "--output", output), message, capsys)
     with np.load(plain) as file:

@@ -83,8 +83,8 @@ def test_faulty_annotations_are_printed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["CODEC", "--count", "0"], "--count must be from 1 to 400, got 0"),
-        (["CODEC", "--count", "401"], "--count must be from 1 to 400, got 401"),
+        (["CODEC", "--count", "0"], "--count must be between 1 and 400, got 0"),
+        (["CODEC", "--count", "401"], "--count must be between 1 and 400, got 401"),
         (["CODEC", "--output", "DIR"], "is a folder; give the name of a file"),
         (["DIR/none.npz"], "none.npz does not exist"),
         (["CODEC", "DIR/none.json"], "none.json"),

@@ -168,7 +168,7 @@ def test_rejects_model_files_of_impossible_codecs(tmp_path: Path) -> None:
         metadata = file.metadata()
     tensors = load_file(path)
     for config, message in (
-        ('{"kind": "wavelet"}', "found 'wavelet'"),
+        ('{"kind": "wavelet"}', "got 'wavelet'"),
         ('{"kind": "pca"}', "'pca'"),
     ):
         save_file(tensors, path, metadata | {"codec": config})

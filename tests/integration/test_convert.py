@@ -246,7 +246,7 @@ def test_contradictions_are_reported_before_data_is_read(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["PTH"], "missing: OUTPUT"),
+        (["PTH"], "missing arguments: OUTPUT"),
         (["PTH", "FOLDER/none/x"], "its folder does not exist"),
         (["PTH", "FOLDER"], "is a folder; give the name of a file"),
         (["PTH", "PTH"], "is the source itself"),
@@ -258,7 +258,7 @@ def test_contradictions_are_reported_before_data_is_read(
         (["PTH", "OUT", "--to", "mmdet"], "--to mmdet"),
         (["PTH", "OUT", "--to", "adelaidet"], "not a complete safetensors file"),
         (["TINY", "OUT", "--to", "adelaidet"], "AdelaiDet has no such network"),
-        (["TINY", "OUT", "--to", "adelaidet", "--recipe", "x"], "not for --to"),
+        (["TINY", "OUT", "--to", "adelaidet", "--recipe", "x"], "cannot be combined with --to"),
         (["TINY", "OUT"], "already a model of meinst"),
         (["PKL", "OUT", "--recipe", "MEInst_R_50_3x"], "a backbone"),
         (["RCNN", "OUT"], "Detectron2's Mask R-CNN"),

@@ -223,7 +223,7 @@ def test_rejects_data_without_common_classes(tiny_model: MEInst, data: CocoData)
 def test_rejects_limits_below_one(tiny_model: MEInst, data: CocoData) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         evaluate(tiny_model, data, max_detections=0)
-    with pytest.raises(ValueError, match=r"max_detections must be a whole number, got 1\.5"):
+    with pytest.raises(ValueError, match=r"max_detections must be an integer, got 1\.5"):
         evaluate(tiny_model, data, max_detections=1.5)  # type: ignore[arg-type]
 
 

@@ -275,7 +275,7 @@ def test_command_line_quantizes_and_evaluates(
     data += ["--annotations", str(synthetic_data.annotations), "--int8"]
     export = ["export", str(tiny_model_file), "--output", str(tmp_path / "int8"), *data]
     assert main([*export, "--max-ap-drop", "-100"]) != 0  # would need a gain of 100 points
-    assert "nothing written: in 8 bits mask AP drops from" in capsys.readouterr().err
+    assert "nothing written: quantization lowers mask AP from" in capsys.readouterr().err
     assert not (tmp_path / "int8").exists()
     assert main([*export, "--max-ap-drop", "100"]) == 0
     output_text = capsys.readouterr().out
@@ -288,11 +288,11 @@ def test_command_line_quantizes_and_evaluates(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--int8"], "--int8 needs images"),
+        (["--int8"], "--int8 needs --calibration-images"),
         (["--calibration-images", "{images}"], "--calibration-images needs --int8"),
         (["--int8", "--calibration-images", "{empty}"], "no images"),
         (["--int8", "--calibration-images", "{absent}"], "absent"),
-        (["--annotations", "{annotations}"], "--annotations needs the folder"),
+        (["--annotations", "{annotations}"], "--annotations needs --images"),
         (["--images", "{images}"], "--images needs --annotations"),
         (["--max-ap-drop", "0.2"], "--max-ap-drop needs --int8 and --annotations"),
         (["--format", "tflite"], "tflite"),

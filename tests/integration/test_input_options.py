@@ -71,11 +71,11 @@ def test_predict_reports_and_records_what_was_done(
         assert entry["high"] > 3000
 
     assert main(["predict", str(folder / "two.tif"), *options, "--intensity", "2000:6080"]) == 0
-    assert "2000 to 6080 shown as 0 to 255" in capsys.readouterr().err
+    assert "2000 to 6080 scaled to 0 to 255" in capsys.readouterr().err
     (image,) = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     assert (image["intensity"]["low"], image["intensity"]["high"]) == (2000, 6080)
     assert main(["predict", str(folder / "two.tif"), *options, "--intensity=-500:9e3"]) == 0
-    assert "-500 to 9e3 shown as 0 to 255" in capsys.readouterr().err
+    assert "-500 to 9e3 scaled to 0 to 255" in capsys.readouterr().err
     # 2000 to 6080 is 16 times 0 to 255, so the overlay shows the 8-bit image.
     original = load_image(synthetic_data.images / "two.png").astype(int)
     np.testing.assert_array_equal(
@@ -102,7 +102,7 @@ def test_what_is_left_out_of_a_folder_shows_in_the_exit_code(
     (folder / "movie.mp4").touch()
     assert main(["predict", str(folder), *options]) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("warning: 1 file was left out that cannot be read (1 .mp4)")
+    assert captured.err.startswith("warning: 1 file that cannot be read was left out (1 .mp4)")
     assert "1 of 1 images" in captured.out
 
 
@@ -110,11 +110,11 @@ def test_what_is_left_out_of_a_folder_shows_in_the_exit_code(
     ("arguments", "message"),
     [
         (["predict", ""], "an argument is empty"),
-        (["predict", "x.png", "--output", ""], "the value of --output is empty"),
-        (["predict", "x.png", "--output="], "the value of --output is empty"),
+        (["predict", "x.png", "--output", ""], "--output is empty"),
+        (["predict", "x.png", "--output="], "--output is empty"),
         (["export", "nuclei", "--int8", "--calibration-images", " "], "--calibration-images is"),
-        (["evaluate", "--model", "nuclei", "--images", ""], "the value of --images is empty"),
-        (["train", "--train-images", ""], "the value of --train-images is empty"),
+        (["evaluate", "--model", "nuclei", "--images", ""], "--images is empty"),
+        (["train", "--train-images", ""], "--train-images is empty"),
         (["codec", "fit", ""], "an argument is empty"),
     ],
 )
@@ -152,7 +152,7 @@ def test_evaluate_uses_and_reports_the_rule(
     deep = evaluate(model, read_coco(annotations, tmp_path / "deep"))
     assert (deep.bbox, deep.segm, deep.failures) == (shallow.bbox, shallow.segm, ())
     (line,) = deep.notes
-    assert line.startswith("note: 6 images of type uint16: 2000 to 6080 shown as 0 to 255")
+    assert line.startswith("note: 6 images of type uint16: 2000 to 6080 scaled to 0 to 255")
     assert deep.to_dict()["notes"] == [line]
 
 
@@ -166,7 +166,7 @@ def test_evaluate_takes_the_rule_as_an_option(
     arguments = ["--images", str(tmp_path / "deep"), "--annotations", str(annotations)]
     arguments += ["--model", str(tiny_model_file), "--device", "cpu", "--intensity", "full"]
     assert main(["evaluate", *arguments]) == 0
-    assert "the smallest and greatest value of each image shown" in capsys.readouterr().err
+    assert "the smallest and greatest value of each image scaled" in capsys.readouterr().err
 
 
 def test_training_reads_images_as_prediction_does(
@@ -194,7 +194,7 @@ def test_training_reads_images_as_prediction_does(
         assert not (expected == other).all()
     logged = [record.message for record in caplog.records]
     assert len(logged) == 2  # once for each data set of more than 8 bits
-    assert "input.intensity is 2000:6080" in logged[0]
+    assert "input.intensity = 2000:6080" in logged[0]
 
 
 def test_rule_is_part_of_recipes_and_model_files(tiny_model: MEInst, tmp_path: Path) -> None:
@@ -272,6 +272,6 @@ def test_large_images_are_reported_once(
     options = ["--model", str(tiny_model_file), "--output", str(tmp_path / "out"), "--device=cpu"]
     assert main(["predict", str(tmp_path), *options]) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: 2 images too large for the size of the objects")
-    assert f"{tmp_path / 'a.png'}: 20.8 times" in line
+    assert line.startswith("warning: 2 images shrunk so much for the network")
+    assert f"{tmp_path / 'a.png'}, 20.8 times" in line
     assert "cut such images into tiles" in line

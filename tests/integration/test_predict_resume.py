@@ -58,7 +58,7 @@ def test_resumed_run_ends_with_the_same_files(
     assert "two_2.jpg" in content_of(whole)
     for count in range(1, 8):
         shutil.rmtree(out, ignore_errors=True)
-        with pytest.raises(OSError, match=f"killed; {count} of 7 images are done: continue with"):
+        with pytest.raises(OSError, match=f"killed; {count} of 7 images are done; continue with"):
             predict_files(
                 tiny_model, sources, out, batch_size=batch_size, on_image=stop_after(count)
             )
@@ -111,7 +111,7 @@ def test_other_options_are_rejected(
     with pytest.raises(ValueError, match="the list of images "):
         predict_files(tiny_model, sources[::-1], out, resume=True)
     (out / "tall.jpg").write_bytes(b"a picture of the user, which takes an overlay's name")
-    with pytest.raises(ValueError, match="the list of overlays"):
+    with pytest.raises(ValueError, match="the overlays' names"):
         predict_files(tiny_model, sources, out, resume=True)
     (out / "tall.jpg").unlink()
     assert content_of(out) == before
@@ -142,7 +142,7 @@ def test_full_disk_keeps_what_was_done(
         (results_module, "open_atomically", full, 7),
     ]
     for target, name, replacement, done in faults:
-        message = f"No space left on device; {done} of 7 images are done: free some space and"
+        message = f"No space left on device; {done} of 7 images are done; free some space and"
         with monkeypatch.context() as patch:
             patch.setattr(target, name, replacement)
             with pytest.raises(OSError, match=message):

@@ -190,7 +190,7 @@ def test_validation_without_objects_is_rejected(
     crowds = [entry | {"iscrowd": 1} for entry in content["annotations"]]
     empty.write_text(json.dumps(content | {"annotations": crowds}))
     options = replace(make_options(synthetic_data, tmp_path / "out"), val_annotations=empty)
-    with pytest.raises(ValueError, match=r"empty\.json: nothing to measure.*--crowd-as-instances"):
+    with pytest.raises(ValueError, match=r"empty\.json: no usable objects.*--crowd-as-instances"):
         train(options)
     assert not (tmp_path / "out" / "checkpoints").exists()
     with pytest.raises(ValueError, match="99 processes"):

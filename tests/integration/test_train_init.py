@@ -37,7 +37,7 @@ def test_saved_recipe_describes_the_codec_of_the_initial_model(
         make_options(synthetic_data, tmp_path / "out", with_values(values)), random_backbone=False
     )
     info = read_info(train(replace(options, init=init)))
-    assert "pca, 4 numbers, masks of 14 x 14" in caplog.text
+    assert "pca, 4 components, 14 x 14 masks" in caplog.text
     assert f"--init {init}" in caplog.text
     assert (info.recipe.codec.kind, info.recipe.codec.n_components) == ("pca", 4)
     assert load_recipe(tmp_path / "out" / "recipe.yaml").codec == info.recipe.codec

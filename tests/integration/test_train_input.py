@@ -47,8 +47,8 @@ CASES: dict[str, tuple[Change, str]] = {
     "no masks": (lambda e: e.update(segmentation=[]), "10 x no mask"),
     "crowds": (lambda e: e.update(iscrowd=1), "10 x crowd region .* --crowd-as-instances"),
     "quoted crowds": (lambda e: e.update(iscrowd="0"), "10 x iscrowd that is not 0 or 1"),
-    "shares": (shares, "in shares of the image's size"),
-    "flat": (flat, "10 x mask of no area"),
+    "shares": (shares, "normalised coordinates"),
+    "flat": (flat, "10 x mask with zero area"),
 }
 
 
@@ -70,7 +70,7 @@ def test_file_without_annotations_is_an_error(
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps(synthetic_data.content() | {"annotations": []}))
     options = replace(make_options(synthetic_data, tmp_path / "out"), train_annotations=empty)
-    with pytest.raises(ValueError, match="the list annotations is empty"):
+    with pytest.raises(ValueError, match="list of annotations is empty"):
         train(options)
 
 
@@ -92,8 +92,8 @@ def test_content_of_the_data_is_logged(
     assert "6 images of 64 x 64 to 220 x 200 pixels, 1 without objects" in text
     assert "9 objects: 5 disc, 4 box, 0 star" in text
     assert "not used: 1 crowd regions and 0 faulty annotations" in text
-    assert "below the finest stride of 8 pixels, 0 of them" in text
-    assert "4 images have more objects than max_detections = 1: raise it" in text
+    assert "smaller than the finest stride (8 pixels)" in text
+    assert "4 images have more objects than max_detections = 1; raise it" in text
 
 
 def test_brush_masks_can_be_used(synthetic_data: SyntheticData, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_images_that_break_during_training_are_one_error(
     with caplog.at_level(logging.WARNING, "meinst"), pytest.raises(ImageError) as caught:
         train(options)
     message = str(caught.value)
-    assert "20 training images in a row cannot be read; the last: " in message
+    assert "20 training images in a row cannot be read; the last error: " in message
     assert "is damaged or truncated" in message
     assert "Traceback" not in message
     assert "\n" not in message

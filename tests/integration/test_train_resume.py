@@ -89,7 +89,7 @@ def test_resuming_with_another_recipe_images_or_classes_warns(
     options = replace(options, train_annotations=fewer, val_annotations=more)
     train(options)
     assert f"has {len(images)} images but had {len(images) + 1}" in caplog.text
-    assert "continues with another recipe" in caplog.text
+    assert "continues with a recipe that differs" in caplog.text
     assert "more.json: not measured: categories that the model does not know: cone" in caplog.text
     assert json.loads((folder / "metrics.json").read_text())["update"] in (4, 8, 12)
     caplog.clear()
@@ -130,7 +130,7 @@ def test_incompatible_options_are_rejected_and_leave_the_run_unchanged(
         ({"optimizer.ema_decay": 0.0}, r"optimizer\.ema_decay"),
     ]
     for values, key in changes:
-        with pytest.raises(ValueError, match=f"its {key} .*differs"):
+        with pytest.raises(ValueError, match=f"--recipe: {key} .*differs"):
             train(replace(options, recipe=with_values(values)))
     if not torch.cuda.is_available():  # rejected late; the run must stay resumable by its recipe
         longer = with_values({"schedule.iterations": 12})

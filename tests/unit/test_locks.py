@@ -114,7 +114,7 @@ def test_file_system_without_locks_costs_a_warning(
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    message = r"missing: cannot be written \(No such file.*--output"
+    message = r"missing cannot be written to \(No such file.*--output"
     with pytest.raises(OSError, match=message), lock_folder(tmp_path / "missing"):
         pass
 

@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         parser.parse_args(["--help"])
     if command not in COMMANDS:
         raise ValueError(
-            f"unknown command `codec {command}`; the commands are {', '.join(COMMANDS)}; "
+            f"unknown command 'codec {command}'; choose one of {', '.join(COMMANDS)}; "
             "see `meinst codec --help`"
         )
     module = importlib.import_module(f"meinst.cli.codec_{command}")

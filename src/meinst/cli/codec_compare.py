@@ -92,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
 
         compare_codecs(settings, data, options.fit, keep, warn)
     if not rows:
-        print("error: no setting could be fitted", file=sys.stderr)
+        print("error: none of the codecs could be fitted; see the warnings above", file=sys.stderr)
         return 2
     _plot(rows, options.output / PLOT)
     console = Console()
@@ -103,7 +103,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _plot(rows: Sequence[CompareRow], path: Path) -> None:
     if find_spec("matplotlib") is None:
-        print("compare.png needs matplotlib: pip install 'meinst[train]'", file=sys.stderr)
+        print(
+            "compare.png was not drawn; it needs matplotlib: pip install 'meinst[train]'",
+            file=sys.stderr,
+        )
         return
     from meinst.codec_tools.report.plots import compare_plot
 

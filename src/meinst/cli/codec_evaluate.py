@@ -29,8 +29,8 @@ class CodecEvaluateArguments:
 
     Every instance that is not a crowd is encoded, decoded and compared at the resolution of its
     image, by IoU and boundary IoU. The AP ceiling is COCO's mask AP of the ground truth after
-    encoding and decoding: the most that a detector with this codec can reach. All scores are 0 to
-    1, and "-" (null in files) where there are no such objects.
+    encoding and decoding: the most that a detector with this codec can reach. All scores are
+    between 0 and 1; where there are no objects, they are "-" on the screen and null in files.
 
     Attributes:
         codec: codec file (.npz), from `meinst codec fit` or the published tool.
@@ -78,13 +78,16 @@ def _evaluate(options: CodecEvaluateArguments) -> int:
     if scores.unknown_categories:
         names = ", ".join(scores.unknown_categories)
         print(
-            f"warning: not measured, since the codec does not have these categories: {names}",
+            f"warning: not measured: categories that are not classes of the codec: {names}",
             file=sys.stderr,
         )
     if options.output is not None:
         write_scores(scores, options.output)
         if find_spec("matplotlib") is None:
-            print("report.html needs matplotlib: pip install 'meinst[train]'", file=sys.stderr)
+            print(
+                "report.html was not written; it needs matplotlib: pip install 'meinst[train]'",
+                file=sys.stderr,
+            )
         else:
             from meinst.codec_tools.report.html import write_report
 

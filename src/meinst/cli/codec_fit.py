@@ -92,9 +92,9 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         fit.codec.save(options.output)
     codec = fit.codec
-    source = f" from {fit.n_masks:,} masks" if fit.n_masks else ""
+    source = f", fitted on {fit.n_masks:,} masks" if fit.n_masks else ""
     print(
-        f"{codec.kind} codec of {codec.n_components} numbers for masks of "
-        f"{codec.mask_size} x {codec.mask_size}{source}: {options.output}"
+        f"{codec.kind} codec with {codec.n_components} components for "
+        f"{codec.mask_size} x {codec.mask_size} masks{source}: {options.output}"
     )
     return 0

@@ -56,5 +56,5 @@ def run(arguments: Sequence[str]) -> int:
         with print_warnings():
             codec = fit_from_moments(moments, chosen)
         codec.save(options.output)
-    print(f"{len(options.sums)} files, {moments.count:,} masks: {options.output}")
+    print(f"merged {len(options.sums)} files with {moments.count:,} masks: {options.output}")
     return 0

@@ -18,7 +18,7 @@ MAX_COUNT = 400  # pairs of masks; the image grows by a row for every four
 
 @dataclass(frozen=True)
 class ShowArguments:
-    """Draw a codec as an image: its mean, its components, the variance they explain.
+    """Draw a codec as an image: its mean, its components and the variance that they explain.
 
     With annotations, the image also shows original and decoded masks, evenly spaced from the best
     to the worst, and a curve of the IoU of all masks.
@@ -59,11 +59,11 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.files import write_atomically
 
     if not 1 <= options.count <= MAX_COUNT:
-        raise ValueError(f"--count must be from 1 to {MAX_COUNT}, got {options.count}.")
+        raise ValueError(f"--count must be between 1 and {MAX_COUNT}, got {options.count}.")
     check_file(options.output, (options.codec, *options.annotations))
     if options.output.suffix.lower() != ".png":
         raise ValueError(
-            f"--output {options.output}: the image is a PNG file; use the suffix .png."
+            f"--output {options.output}: the image is written as PNG; use the suffix .png."
         )
     codec = load_codec(options.codec)
     data = read_all_and_report(options.annotations, crowd_as_instances=options.crowd_as_instances)

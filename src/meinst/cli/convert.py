@@ -31,8 +31,8 @@ class ConvertArguments:
             a model of meinst (a file or a shipped model's name).
         output: the file to write, .safetensors or, with --to adelaidet, .pth.
         recipe: the shipped recipe or YAML file that the checkpoint was trained with; by default it
-            is derived from the tensors. They cannot tell apart recipes with the same network:
-            MEInst_R_50_3x is chosen, so name MEInst_R_50_1x and MEInst_R_50_3x_512.
+            is derived from the tensors. Some recipes have the same network: of these,
+            MEInst_R_50_3x is assumed, so give MEInst_R_50_1x or MEInst_R_50_3x_512 explicitly.
         class_names: comma-separated names of the classes of a checkpoint trained on another data
             set; by default COCO's 80.
         to: adelaidet converts a model of meinst back to a checkpoint for AdelaiDet, with the same
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
             f"--to {options.to}: the only choice is adelaidet; see `meinst convert --help`"
         )
     if options.to and (options.recipe or options.class_names):
-        raise ValueError("--recipe and --class-names are for converting to meinst, not for --to.")
+        raise ValueError("--recipe and --class-names cannot be combined with --to; leave them out.")
 
     from meinst.compat.convert import convert, convert_back
 

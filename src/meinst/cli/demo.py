@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         from skimage import data as pictures
     except ImportError as error:
         raise ImportError(
-            "the demo uses pictures of scikit-image: pip install 'meinst[demo]'"
+            "the demo needs the package scikit-image: pip install 'meinst[demo]'"
         ) from error
     from PIL import Image
 

@@ -17,4 +17,4 @@ def find_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here: {reason}") from error
+        raise ValueError(f"--device {name} cannot be used: {reason}") from error

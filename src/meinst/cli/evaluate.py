@@ -43,8 +43,8 @@ class EvaluateArguments:
 
     Classes are matched to the categories of the annotations by name; those without a match are
     listed and not measured. Detections of any score count. The last row is the score threshold that
-    maximises F1, for meinst predict --score-threshold. All figures are 0 to 1; figures without any
-    object are "-" on the screen and null in the file.
+    maximises F1, for meinst predict --score-threshold. All figures are between 0 and 1; where there
+    are no objects, they are "-" on the screen and null in the file.
 
     Attributes:
         model: a shipped model's name (see meinst models), a model file or an exported folder.
@@ -131,7 +131,7 @@ def _print_problems(metrics: Metrics) -> int:
         print_error(failure.reason)
     if metrics.failures:
         count = f"{len(metrics.failures)} of {metrics.images} images"
-        print_error(f"{count} count as having no detections")
+        print_error(f"{count} could not be read and count as images without detections")
     return 1 if metrics.failures else 0
 
 

@@ -39,17 +39,17 @@ class ExportArguments:
         format: openvino is faster, onnx is more portable.
         int8: quantize the network to 8 bits, which makes it 1.8 to 1.9 times as fast and costs a
             little AP.
-        calibration_images: for --int8 (no default): folder of images like those to be segmented,
-            for example training images; of more than 300 a random sample is used. The exit code
-            is 1 if it contains pictures or videos of kinds that cannot be read.
+        calibration_images: required with --int8: folder of images like those to be segmented, for
+            example training images; if there are more than 300, a random sample is used. The exit
+            code is 1 if it contains pictures or videos of kinds that cannot be read.
         intensity: how values of more than 8 bits become 0 to 255, in the export and its
             calibration: percentile, full or LOW:HIGH, as for meinst predict; by default the
             model's own.
         annotations: COCO annotations (JSON) on which to evaluate the export, with --int8 before and
             after quantization; by default nothing is evaluated.
         images: folder of the annotated images; by default that of --calibration-images.
-        max_ap_drop: for --int8 with --annotations: write nothing if more points (hundredths) of
-            mask AP are lost.
+        max_ap_drop: with --int8 and --annotations: write nothing if quantization lowers mask AP by
+            more than this many points (hundredths).
     """
 
     model: str
@@ -130,26 +130,25 @@ def _check(options: ExportArguments) -> None:
 
     if Path(options.model).is_dir() and options.model not in list_models():
         raise ValueError(
-            f"{options.model} is a folder, perhaps an export: give the model file that it was made "
-            "from, or a shipped model's name."
+            f"{options.model} is a folder; give a model file (for an export, the one that it was "
+            "made from) or a shipped model's name."
         )
     if options.int8 and options.calibration_images is None:
         raise ValueError(
-            "--int8 needs images: give a folder of some like those to be segmented with "
-            "--calibration-images."
+            "--int8 needs --calibration-images, a folder of images like those to be segmented."
         )
     if options.calibration_images is not None and not options.int8:
-        raise ValueError("--calibration-images needs --int8: give both or neither.")
+        raise ValueError("--calibration-images needs --int8; give both or neither.")
     if options.max_ap_drop != ExportArguments.max_ap_drop and not (
         options.int8 and options.annotations
     ):
         raise ValueError(
-            "--max-ap-drop needs --int8 and --annotations: otherwise no AP is measured."
+            "--max-ap-drop needs --int8 and --annotations; otherwise no AP is measured."
         )
     if options.annotations is None and options.images is not None:
-        raise ValueError("--images needs --annotations: give both or neither.")
+        raise ValueError("--images needs --annotations; give both or neither.")
     if options.annotations and not (options.images or options.calibration_images):
-        raise ValueError("--annotations needs the folder of its images: give it with --images.")
+        raise ValueError("--annotations needs --images, the folder of the annotated images.")
 
 
 def _print_report(report: ExportReport) -> None:

@@ -78,7 +78,10 @@ def check_file(path: Path, others: Iterable[Path] = (), option: str = "--output"
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder; give the name of a file.")
     if path.resolve() in {other.resolve() for other in others}:
-        raise ValueError(f"{option} {path} would overwrite a file of this command; give another.")
+        raise ValueError(
+            f"{option} {path} would overwrite another file of this command; choose another "
+            f"{option}."
+        )
     check_folder(path.parent)
 
 
@@ -92,7 +95,9 @@ def check_distinct(paths: Iterable[Path]) -> None:
     for path in paths:
         first = known.setdefault(path.resolve(), path)
         if first is not path:
-            raise ValueError(f"{path} and {first} are the same file, which would count twice.")
+            raise ValueError(
+                f"{path} and {first} are the same file, which would count twice; give it once."
+            )
 
 
 def read_and_report(

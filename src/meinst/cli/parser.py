@@ -105,10 +105,10 @@ class CommandParser(ArgumentParser):
             name, equals, value = argument.partition("=")
             if not argument.strip() or (name.startswith("--") and equals and not value.strip()):
                 where = name if equals else previous
-                option = f"the value of {where}" if where.startswith("--") else "an argument"
+                option = where if where.startswith("--") else "an argument"
                 raise ValueError(
-                    f"{option} is empty: give a value (. is the current folder), and check shell "
-                    f"variables; see `{self.prog} --help`"
+                    f"{option} is empty; give a value (. is the current folder) and check that "
+                    f"shell variables are set; see `{self.prog} --help`"
                 )
 
     def _message(self, error: Exception) -> str:
@@ -118,7 +118,7 @@ class CommandParser(ArgumentParser):
             text = self._unknown_option(unknown[1])
         elif missing := re.match(r"the following arguments are required: (.+)", text):
             flags = (self._flag(name) for name in missing[1].split(", "))
-            text = f"missing: {', '.join(flags)}"
+            text = f"missing arguments: {', '.join(flags)}"
         else:
             text = re.sub(r"^(?:argument )?([\w.]+):", lambda m: f"{self._flag(m[1])}:", text)
         return f"{text}; see `{self.prog} --help`"

@@ -28,12 +28,12 @@ class PredictArguments:
 
     Writes an overlay of each image (JPEG, named after the image) to the output folder, and for all
     images together predictions.json (COCO results, masks as RLE in the size of the original) and
-    images.json (the file of each image_id and the class of each category_id; with pycocotools:
-    COCO("images.json").loadRes("predictions.json"), unless that is an empty list). Overlays that
-    earlier runs wrote there are skipped. For files of several pages or frames, only the first is
-    used. A run that ended early (killed, full disk) continues with --resume and ends with the same
-    files. The exit code is 1 if an image failed, or if a folder or pattern contains pictures or
-    videos of kinds that cannot be read; they are counted in a warning.
+    images.json (the file of each image_id and the class of each category_id). To load them with
+    pycocotools: COCO("images.json").loadRes("predictions.json"), unless there are no detections.
+    Overlays that earlier runs wrote there are skipped. If a file has several pages or frames, only
+    the first is used. A run that ended early (killed, full disk) continues with --resume and ends
+    with the same files. The exit code is 1 if an image failed, or if a folder or pattern contains
+    pictures or videos of kinds that cannot be read; they are counted in a warning.
 
     Attributes:
         sources: image files, folders (the images directly in them) or quoted glob patterns.
@@ -48,8 +48,8 @@ class PredictArguments:
             is percentile unless it was trained otherwise.
         batch_size: images per forward pass, where they have the same size; useful on GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
-        resume: continue the unfinished run in the output folder, which must have had the same
-            sources, model and selection.
+        resume: continue the unfinished run in the output folder; the sources, the model and the
+            options that affect the results must be the same.
     """
 
     sources: list[str]
@@ -99,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     done = summary.images - summary.failed
     if done:
-        print(f"{done} of {summary.images} images: {options.output / RESULTS}")
+        print(f"results of {done} of {summary.images} images: {options.output / RESULTS}")
     for line in notes.lines():
         print(line, file=sys.stderr)
     if not done:
@@ -117,7 +117,9 @@ def _without_overlays(images: list[Path], output: Path) -> list[Path]:
 
     sources = without_overlays(images, output)
     if not sources:
-        raise ValueError(f"all given images are overlays of an earlier run: {images[0]}")
+        raise ValueError(
+            f"all images are overlays of an earlier run, such as {images[0]}; give the originals"
+        )
     if len(sources) < len(images):
         skipped = len(images) - len(sources)
         print(f"skipped: {skipped} overlays of an earlier run in {output}")

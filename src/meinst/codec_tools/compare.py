@@ -113,12 +113,12 @@ def plan_settings(
     """
     checked = [checked_kind(kind) for kind in kinds]
     if not (kinds and n_components and mask_sizes):
-        raise ValueError("A comparison needs at least one kind, one K and one mask size.")
+        raise ValueError("kinds, n_components and mask_sizes must not be empty.")
     smallest = min(mask_sizes)
     if smallest < 1 or min(n_components) < 1 or max(n_components) > smallest**2:
         raise ValueError(
-            f"K must be from 1 to the square of every mask size, found K from {min(n_components)} "
-            f"to {max(n_components)} and a mask size of {smallest}."
+            "n_components must be between 1 and the square of every mask size, got n_components "
+            f"from {min(n_components)} to {max(n_components)} and a mask size of {smallest}."
         )
     planned = (
         Setting(kind, math.isqrt(count) ** 2 if kind == GridCodec.kind else count, size)

@@ -61,7 +61,7 @@ def count_masks(
         ValueError: if there are no sources.
     """
     if not sources:
-        raise ValueError("At least one annotation file is needed, found none.")
+        raise ValueError("At least one annotation file is needed, got none.")
     count = partial(_count, mask_sizes=mask_sizes, mask_filter=mask_filter, per_class=per_class)
     first, step = share
     shares = [((first - index) % step, step) for index in range(len(sources))]

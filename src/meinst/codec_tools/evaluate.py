@@ -302,7 +302,7 @@ def check_scores_folder(folder: Path) -> None:
         of_codec = False
     if not of_codec:
         raise FileExistsError(
-            f"{path}: not a file of `meinst codec evaluate`, and would be overwritten; choose "
+            f"{path} was not written by `meinst codec evaluate` and would be overwritten; choose "
             "another --output."
         )
 

@@ -131,7 +131,7 @@ def fit_codec_with_details(
         if moments_path is not None:
             raise ValueError(
                 f"--moments {moments_path}: a codec of kind {options.kind} is not fitted from "
-                "sums over masks; leave it out."
+                "sums over masks; leave out --moments, or use kind pca or dct."
             )
         if rank:
             return None
@@ -170,7 +170,10 @@ def fit_from_moments(moments: Moments | ClassMoments, options: CodecOptions) -> 
     names = moments.class_names if isinstance(moments, ClassMoments) else None
     codec = codec_from_options(options, names)
     if not isinstance(codec, LinearCodec):
-        raise ValueError(f"A codec of kind {options.kind} is not fitted from sums over masks.")
+        raise ValueError(
+            f"A codec of kind {options.kind} is not fitted from sums over masks; use kind pca or "
+            "dct."
+        )
     return codec.fit_moments(moments)
 
 
@@ -187,7 +190,7 @@ def load_and_merge(paths: Sequence[Path]) -> Moments | ClassMoments:
         other = load_moments(path)
         if type(other) is not type(moments):
             raise ValueError(
-                f"{path} holds {other.kind}, {paths[0]} holds {moments.kind}: compute all with "
+                f"{path} holds {other.kind}, {paths[0]} holds {moments.kind}; compute all with "
                 "--per-class, or all without."
             )
         try:
@@ -240,7 +243,7 @@ def _fit_on_sample(
 def _sources(data: CocoData | str | Path | Sequence[CocoData | str | Path]) -> list[Source]:
     several = [data] if isinstance(data, (CocoData, str, Path)) else data
     if not several:
-        raise ValueError("At least one annotation file is needed, found none.")
+        raise ValueError("At least one annotation file is needed, got none.")
     return [each if isinstance(each, CocoData) else Path(each) for each in several]
 
 
@@ -252,4 +255,4 @@ def _naming_files(sources: Sequence[Source]) -> Iterator[None]:
     except ValueError as error:
         more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
         path = source_path(sources[0])
-        raise ValueError(f"{path}{more}: no codec can be fitted: {error}") from error
+        raise ValueError(f"{path}{more}: cannot fit a codec: {error}") from error

@@ -200,11 +200,12 @@ def _check_not_empty(truth: CodecGroundTruth, known_names: Sequence[str] | None)
     if known_names is not None and not truth.class_names:
         raise ValueError(
             f"{files}: none of the categories ({first_few(truth.unknown_categories)}) is a class "
-            f"of the codec ({first_few(known_names)}): use annotations with these names."
+            f"of the codec ({first_few(known_names)}); use annotations with the codec's class "
+            "names."
         )
     raise ValueError(
-        f"{files}: measuring a codec needs at least 1 instance that is neither faulty nor a crowd, "
-        f"found 0: use annotations with masks."
+        f"{files}: no instances to measure the codec on (faulty annotations and crowds do not "
+        "count); use annotations with masks."
     )
 
 

@@ -70,7 +70,7 @@ class AutoencoderCodec(Codec):
         size = mask_size * mask_size
         if mask_size < 1 or not 1 <= n_components <= size:
             raise ValueError(
-                f"mask_size must be at least 1 and n_components from 1 to its square, found "
+                f"mask_size must be at least 1 and n_components between 1 and its square, got "
                 f"mask_size={mask_size} and n_components={n_components}."
             )
         for name, value in (
@@ -79,9 +79,9 @@ class AutoencoderCodec(Codec):
             ("batch_size", batch_size),
         ):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, found {value}.")
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         if not 0 < lr < math.inf:
-            raise ValueError(f"lr must be a finite number above 0, found {lr}.")
+            raise ValueError(f"lr must be a finite number above 0, got {lr}.")
         self.n_components = n_components
         self.mask_size = mask_size
         self.hidden = hidden

@@ -153,8 +153,8 @@ def _initial_layers(
     if rank < n_components:
         raise ValueError(
             f"An autoencoder needs masks that span at least n_components={n_components} "
-            f"directions, but these {len(masks)} masks span {rank}. Use a PCACodec, which is exact "
-            f"then, fewer components or more masks."
+            f"directions, but these {len(masks)} masks span {rank}. Use more masks, fewer "
+            f"components, or a PCACodec, which is exact for these masks."
         )
     deviation = pca.explained_variance_[0].sqrt()[:, None]  # (K, 1)
     encoder = Layers.zeros(mask_size**2, hidden, n_components)

@@ -182,7 +182,7 @@ class Codec(nn.Module, ABC):
         if self.class_names is None or self.class_names == tuple(class_names):
             return self
         raise ValueError(
-            f"This codec is for the classes {self.class_names}, found {tuple(class_names)}."
+            f"This codec is for the classes {self.class_names}, got {tuple(class_names)}."
         )
 
     def save(self, path: str | Path) -> None:
@@ -264,12 +264,12 @@ def binary_masks(masks: Tensor, mask_size: int) -> Tensor:
     """
     if masks.ndim != 3 or tuple(masks.shape[1:]) != (mask_size, mask_size):
         raise ValueError(
-            f"Masks must have the shape (N, {mask_size}, {mask_size}), found "
+            f"Masks must have the shape (N, {mask_size}, {mask_size}), got "
             f"{tuple(masks.shape)}. Rasterise them at this size, or use a codec with another "
             f"mask_size."
         )
     if masks.is_floating_point() and not torch.isfinite(masks).all():
-        raise ValueError("Masks must be finite, found NaN or infinity. Remove such masks first.")
+        raise ValueError("Masks must be finite, got NaN or infinity. Remove such masks first.")
     return masks.flatten(1) >= 0.5  # (N, D)
 
 
@@ -281,7 +281,7 @@ def checked_codes(codes: Tensor, n_components: int) -> Tensor:
     """
     if codes.ndim != 2 or codes.shape[1] != n_components:
         raise ValueError(
-            f"Codes must have the shape (N, {n_components}), found {tuple(codes.shape)}."
+            f"Codes must have the shape (N, {n_components}), got {tuple(codes.shape)}."
         )
     return codes.float()
 
@@ -295,15 +295,15 @@ def checked_labels(labels: Tensor | None, count: int, class_names: tuple[str, ..
     if labels is None:
         raise ValueError(
             f"This codec has a basis for each of {len(class_names)} classes, so it needs labels, "
-            f"found None."
+            f"got None."
         )
     if tuple(labels.shape) != (count,) or labels.is_floating_point():
         raise ValueError(
-            f"Labels must be {count} integers, found {labels.dtype} of shape {tuple(labels.shape)}."
+            f"Labels must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}."
         )
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
         raise ValueError(
-            f"Labels must be from 0 to {len(class_names) - 1}, found {int(labels.min())} to "
+            f"Labels must be between 0 and {len(class_names) - 1}, got {int(labels.min())} to "
             f"{int(labels.max())}."
         )
     return labels.long()

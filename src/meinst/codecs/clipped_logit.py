@@ -62,10 +62,10 @@ def clipped_logits(
             generator is given for others.
     """
     if logits not in get_args(Logits):
-        raise ValueError(f"logits must be one of {', '.join(get_args(Logits))}, found {logits!r}.")
+        raise ValueError(f"logits must be one of {', '.join(get_args(Logits))}, got {logits!r}.")
     if (logits == "random") != (generator is not None):
         raise ValueError(
-            f"A generator is needed for random logits, and for no others: found logits={logits!r} "
+            f"A generator is needed for random logits, and for no others: got logits={logits!r} "
             f"with {'no' if generator is None else 'a'} generator."
         )
     signs = 2 * inside.float() - 1

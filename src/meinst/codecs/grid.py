@@ -43,8 +43,8 @@ class GridCodec(Codec):
         if side < 1 or side**2 != n_components or side > mask_size:
             nearest = max(1, min(side, mask_size)) ** 2
             raise ValueError(
-                f"n_components of a grid must be a square number, from 1 to mask_size squared "
-                f"({mask_size**2}), found {n_components}; use {nearest}."
+                f"n_components of a grid must be a square number between 1 and mask_size squared "
+                f"({mask_size**2}), got {n_components}; use {nearest}."
             )
         self.n_components = n_components
         self.mask_size = mask_size

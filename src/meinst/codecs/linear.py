@@ -53,20 +53,19 @@ class LinearCodec(Codec):
         """Check and store the hyper-parameters, and allocate the learned buffers."""
         super().__init__()
         if mask_size < 1:
-            raise ValueError(f"mask_size must be at least 1, found {mask_size}.")
+            raise ValueError(f"mask_size must be at least 1, got {mask_size}.")
         size = mask_size * mask_size
         if not 1 <= n_components <= size:
             raise ValueError(
-                f"n_components must be from 1 to mask_size squared ({size}), found {n_components}."
+                f"n_components must be between 1 and mask_size squared ({size}), got "
+                f"{n_components}."
             )
         if class_names is not None and (
             not class_names
             or not all(isinstance(name, str) for name in class_names)
             or len(set(class_names)) < len(class_names)
         ):
-            raise ValueError(
-                f"class_names must be one or more different names, found {class_names}."
-            )
+            raise ValueError(f"class_names must be one or more different names, got {class_names}.")
         self.n_components = n_components
         self.mask_size = mask_size
         self.sigmoid = sigmoid
@@ -116,13 +115,14 @@ class LinearCodec(Codec):
         """
         if moments.mask_size != self.mask_size:
             raise ValueError(
-                f"This codec has mask_size {self.mask_size}, the moments have {moments.mask_size}."
+                f"moments must have this codec's mask_size of {self.mask_size}, got "
+                f"{moments.mask_size}."
             )
         names = moments.class_names if isinstance(moments, ClassMoments) else None
         if self.class_names is not None and names != self.class_names:
             raise ValueError(
                 f"This codec has a basis for each of the classes {self.class_names}, so it needs "
-                f"their sums, found those of {names or 'all classes together'}."
+                f"their sums, got those of {names or 'all classes together'}."
             )
         rank = self._solve(moments)
         if isinstance(moments, ClassMoments) and self.class_names is not None:
@@ -171,7 +171,7 @@ class LinearCodec(Codec):
         self._check_fitted()
         if not 1 <= n_components <= self.n_components:
             raise ValueError(
-                f"n_components must be from 1 to this codec's {self.n_components}, found "
+                f"n_components must be between 1 and this codec's {self.n_components}, got "
                 f"{n_components}."
             )
         shorter = self.from_config(self.get_config() | {"n_components": n_components})
@@ -198,7 +198,7 @@ class LinearCodec(Codec):
         if unknown:
             raise ValueError(
                 f"This codec has a basis for each of {len(self.class_names)} classes, but none "
-                f"for {first_few(unknown)}: fit a codec on annotations with these classes."
+                f"for {first_few(unknown)}; fit a codec on annotations with these classes."
             )
         chosen = self.from_config(self.get_config() | {"class_names": list(names)})
         rows = [self.class_names.index(name) for name in names]
@@ -299,7 +299,7 @@ def checked_config(
         for name, required in types.items()
     ):
         raise ValueError(
-            f"A configuration of kind {kind!r} has the values {', '.join(types)} and no others, "
-            f"found {dict(config)}."
+            f"The config of a codec of kind {kind!r} must have exactly the keys "
+            f"{', '.join(types)}, with values of their types, got {dict(config)}."
         )
     return options

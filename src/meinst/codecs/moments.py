@@ -36,7 +36,7 @@ class Moments:
     def __init__(self, mask_size: int) -> None:
         """Create sums over no masks."""
         if mask_size < 1:
-            raise ValueError(f"mask_size must be at least 1, found {mask_size}.")
+            raise ValueError(f"mask_size must be at least 1, got {mask_size}.")
         size = mask_size * mask_size
         self.mask_size = mask_size
         self.count = 0
@@ -85,7 +85,7 @@ class Moments:
             ValueError: if there are no masks.
         """
         if self.count == 0:
-            raise ValueError("The mean of masks needs at least 1 mask, found 0.")
+            raise ValueError("The mean of masks needs at least 1 mask, got 0.")
         return self.total.double() / self.count
 
     def covariance(self) -> Tensor:
@@ -95,7 +95,7 @@ class Moments:
             ValueError: if there are fewer than two masks.
         """
         if self.count < 2:
-            raise ValueError(f"The covariance of masks needs at least 2 masks, found {self.count}.")
+            raise ValueError(f"The covariance of masks needs at least 2 masks, got {self.count}.")
         # Use integers up to the division, so that pixels without variance give exact zeros.
         scaled = self.count * self.products - torch.outer(self.total, self.total)
         upper = scaled.triu_().double() / (float(self.count) * (self.count - 1))
@@ -266,4 +266,4 @@ def _read_sums(file: CodecFile, mask_size: int, count_key: str, products_key: st
 
 def _check_sizes(first: int, second: int) -> None:
     if first != second:
-        raise ValueError(f"Sums to merge must have equal mask sizes, found {first} and {second}.")
+        raise ValueError(f"Sums to merge must have equal mask sizes, got {first} and {second}.")

@@ -25,8 +25,8 @@ class CodecOptions:
             dct).
         whiten: scale codes to unit variance, which helps a detector to learn them (pca, dct).
         per_class: fit a separate basis for each class (pca).
-        shrinkage: weight of the statistics of all classes in the basis of one class, in masks
-            (pca with per_class).
+        shrinkage: weight of all classes' statistics in the basis of each class, as a number of
+            masks (pca with per_class).
         seed: seed of an autoencoder's training.
     """
 

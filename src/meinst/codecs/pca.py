@@ -89,7 +89,7 @@ class PCACodec(LinearCodec):
         names = None if class_names is None else tuple(class_names)
         super().__init__(n_components, mask_size, sigmoid, whiten, names)
         if not 0 <= shrinkage < math.inf:
-            raise ValueError(f"shrinkage must be a finite number of at least 0, found {shrinkage}.")
+            raise ValueError(f"shrinkage must be a finite number of at least 0, got {shrinkage}.")
         self.shrinkage = shrinkage
 
     def _solve(self, moments: Moments | ClassMoments) -> int:
@@ -156,7 +156,7 @@ class PCACodec(LinearCodec):
     ) -> Self:
         """Build the codec from options; see :meth:`Codec.from_options`."""
         if options.per_class and class_names is None:
-            raise ValueError("per_class needs the names of the classes, found None.")
+            raise ValueError("per_class needs the names of the classes, got None.")
         return cls(
             options.n_components,
             options.mask_size,

@@ -64,5 +64,5 @@ def checked_kind(kind: object) -> CodecKind:
         ValueError: listing the known kinds.
     """
     if not isinstance(kind, str) or kind not in CODECS:
-        raise ValueError(f"A codec's kind must be one of {', '.join(CODECS)}, found {kind!r}.")
+        raise ValueError(f"A codec's kind must be one of {', '.join(CODECS)}, got {kind!r}.")
     return cast("CodecKind", kind)

@@ -173,7 +173,7 @@ def _repetitions(
     names = Counter(str(record.path) for record in records if record.path is not None)
     several = [name for name, count in names.items() if count > 1]
     if several:
-        reason = "image file under several ids"
+        reason = "image file with several ids"
         findings.append(Finding(reason, len(several), tuple(several[:EXAMPLES]), "file"))
     repeated = [
         int(ids.ids[row])
@@ -181,7 +181,7 @@ def _repetitions(
         for row in _repeated_rows(image)
     ]
     if repeated:
-        reason = "annotation that repeats another one"
+        reason = "duplicate annotation"
         findings.append(Finding(reason, len(repeated), tuple(repeated[:EXAMPLES])))
     return tuple(findings)
 

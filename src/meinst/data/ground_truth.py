@@ -51,8 +51,8 @@ def match_classes(class_names: Sequence[str], data: CocoData) -> ClassMatch:
     if not ids.keys() & set(class_names):
         raise ValueError(
             f"none of the model's classes ({first_few(class_names)}) is a category of "
-            f"{data.annotations} ({first_few(data.class_names)}); use annotations with these "
-            "class names."
+            f"{data.annotations} ({first_few(data.class_names)}); use annotations with the "
+            "model's class names."
         )
     return ClassMatch(
         category_ids=tuple(ids.get(name) for name in class_names),

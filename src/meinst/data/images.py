@@ -176,15 +176,15 @@ def _header_sizes(path: Path) -> list[tuple[int, int]]:
 def _check_file(path: Path) -> None:
     if not path.is_file():
         fault = "is a folder" if path.is_dir() else "does not exist"
-        raise ImageError(f"{path} {fault}: an image file is needed.")
+        raise ImageError(f"{path} {fault}; give an image file.")
     if path.stat().st_size == 0:
-        raise ImageError(f"{path} is empty (0 bytes): restore or remove it.")
+        raise ImageError(f"{path} is empty (0 bytes); restore or remove it.")
 
 
 def _wrong_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
     return ImageError(
         f"{path} has {size[0]} x {size[1]} pixels, but the annotations expect "
-        f"{expected[0]} x {expected[1]}: use the image that was annotated."
+        f"{expected[0]} x {expected[1]}; use the image that was annotated."
     )
 
 
@@ -239,8 +239,8 @@ def _decode_tiff(path: Path, options: InputOptions) -> Picture:
 def _read_pillow(image: Image.Image, options: InputOptions) -> Picture:
     if cuts_values(image):
         raise ImageError(
-            f"Pillow cuts the values of this {image.format} image to 8 bits: pass the path of the "
-            "file instead."
+            f"Pillow truncates this {image.format} image to 8 bits per channel; pass the path of "
+            "the file instead."
         )
     try:
         image.load()  # Image.open reads only the header
@@ -255,19 +255,19 @@ def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return (
             f"is larger than {Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit against "
-            "decompression bombs: cut it into tiles or scale it down."
+            "decompression bombs; cut it into tiles or scale it down."
         )
     if isinstance(error, UnsupportedImageError | ImageError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
         kind = unreadable_kind(path)
         if kind is not None:
-            return f"is {kind.noun}, which cannot be read: {kind.remedy}."
+            return f"is {kind.noun}, which cannot be read; {kind.remedy}."
         return f"is not an image that Pillow {PIL.__version__} can read."
     if isinstance(error, OSError) and error.errno is not None:  # from the operating system
         return f"cannot be read: {error.strerror}."
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return f"is damaged or truncated ({reason}): restore it."
+    return f"is damaged or truncated ({reason}); restore it."
 
 
 def _turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:

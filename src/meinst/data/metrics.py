@@ -215,8 +215,9 @@ def _check_images(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str
     unknown = sorted({result["image_id"] for result in results} - known)
     if unknown:
         raise ValueError(
-            f"{len(unknown)} image ids of the results are not in the annotations of {len(known)} "
-            f"images; the first is {unknown[0]}. Use the annotations of these images."
+            f"{len(unknown)} image ids of the results, the first {unknown[0]}, are not among the "
+            f"{len(known)} images of the annotations; use the annotations of the predicted "
+            "images."
         )
 
 

@@ -62,14 +62,14 @@ class DataSummary:
             lines.append(f"not used: {left_out}")
         if self.below_pixel or self.below_stride:
             lines.append(
-                f"small in the network's input: {self.below_stride} objects below the finest "
-                f"stride of {self.stride} pixels, {self.below_pixel} of them not used (below a "
-                "pixel)"
+                f"smaller than the finest stride ({self.stride} pixels) in the network's input: "
+                f"{self.below_stride} objects, {self.below_pixel} of them below a pixel and not "
+                "used"
             )
         if self.crowded:
             lines.append(
                 f"{self.crowded} images have more objects than max_detections = "
-                f"{self.max_detections}: raise it, or the rest cannot be found"
+                f"{self.max_detections}; raise it, or the rest cannot be found"
             )
         return "\n".join(lines)
 
@@ -115,13 +115,12 @@ def check_learnable(data: CocoData, summary: DataSummary) -> None:
     """
     if not summary.total:
         raise ValueError(
-            f"{data.annotations}: nothing to learn, since none of its annotations is usable: "
-            f"{commonest_reason(data)}"
+            f"{data.annotations}: no usable objects to train on: {commonest_reason(data)}"
         )
     if summary.below_pixel == summary.total:
         raise ValueError(
-            f"{data.annotations}: nothing to learn, since all {summary.total} objects are smaller "
-            "than a pixel in the network's input: raise resize.shorter_side and "
+            f"{data.annotations}: no usable objects to train on: all {summary.total} objects are "
+            "smaller than a pixel in the network's input; raise resize.shorter_side and "
             "resize.longer_side, or cut the images into tiles."
         )
 
@@ -129,13 +128,15 @@ def check_learnable(data: CocoData, summary: DataSummary) -> None:
 def commonest_reason(data: CocoData) -> str:
     """Why a data set has no usable object, and the remedy."""
     crowds = sum(int(instances.crowd.sum()) for instances in data.instances)
-    reasons = [(finding.count, str(finding)) for finding in data.report.dropped]
+    reasons = [(finding.count, f"{finding}; correct the file.") for finding in data.report.dropped]
     if crowds:
-        text = f"{crowds} x crowd region (iscrowd 1); use --crowd-as-instances if each is an object"
+        text = (
+            f"{crowds} x crowd region (iscrowd 1); use --crowd-as-instances if each is an object."
+        )
         reasons.append((crowds, text))
     if not reasons:
-        return "the list annotations is empty. Give a file with annotated objects."
-    return f"{max(reasons)[1]}. Correct the file."
+        return "its list of annotations is empty; use a file with annotated objects."
+    return max(reasons)[1]
 
 
 def _input_sides(

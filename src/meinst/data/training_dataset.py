@@ -106,7 +106,7 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
                     log.warning("skipped in training: %s", last)
         raise ImageError(
             f"{self._data.annotations}: {_MAX_ATTEMPTS} training images in a row cannot be read; "
-            f"the last: {last}"
+            f"the last error: {last}"
         )
 
     def _sample(self, number: int) -> tuple[Tensor, Target]:
@@ -137,8 +137,8 @@ class TrainingDataset(Dataset[tuple[Tensor, Target]]):
             return
         self._stretch_logged = True
         log.info(
-            "training images of more than 8 bits: input.intensity is %s; in %s (%s), %g to %g "
-            "become 0 to 255",
+            "training images of more than 8 bits are scaled by input.intensity = %s; for example, "
+            "in %s (%s), %g to %g become 0 to 255",
             *(stretch.rule, path, stretch.dtype, stretch.low, stretch.high),
         )
 
@@ -162,7 +162,7 @@ class ResumableSampler(Sampler[int]):
 
     def __init__(self, stop: int, *, start: int = 0, rank: int = 0, world_size: int = 1) -> None:
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be from 0 to {world_size - 1}, got {rank}.")
+            raise ValueError(f"rank must be between 0 and {world_size - 1}, got {rank}.")
         rounds = max(0, stop - start) // world_size
         self._numbers = range(start + rank, start + rank + rounds * world_size, world_size)
         self._length = stop // world_size

@@ -55,7 +55,7 @@ class ResizeOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.shorter_side <= self.longer_side:
             raise ValueError(
-                "The sides must be 1 <= shorter_side <= longer_side, got "
+                "The sides must satisfy 1 <= shorter_side <= longer_side, got "
                 f"{self.shorter_side} and {self.longer_side}."
             )
 
@@ -95,7 +95,7 @@ class AugmentOptions:
         if any(side < 1 for side in self.shorter_sides):
             raise ValueError(f"shorter_sides must be at least 1, got {self.shorter_sides}.")
         if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
-            raise ValueError(f"scale_jitter must be 0 < low <= high, got {self.scale_jitter}.")
+            raise ValueError(f"scale_jitter must satisfy 0 < low <= high, got {self.scale_jitter}.")
         check_range(self, 1, math.inf, "crop_size")
         shares = ("min_visible", "horizontal_flip", "vertical_flip", "transpose")
         strengths = ("brightness", "contrast", "saturation")

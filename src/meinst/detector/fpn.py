@@ -41,8 +41,8 @@ class FPN(nn.Module):
         extra = num_levels - len(in_channels)
         if extra not in (0, 2):
             raise ValueError(
-                f"a pyramid on {len(in_channels)} backbone levels has {len(in_channels)} or "
-                f"{len(in_channels) + 2} levels, not {num_levels}: give as many strides."
+                f"a pyramid on {len(in_channels)} backbone levels must have {len(in_channels)} or "
+                f"{len(in_channels) + 2} levels, got {num_levels} strides."
             )
         extra_blocks = LastLevelP6P7(channels, channels) if extra else None
         if extra_blocks is not None:

@@ -174,7 +174,7 @@ class CodesOnDemand:
             )
             start += height * width
         if sum(map(len, order)) != len(point):
-            raise IndexError(f"points must be 0 to {start - 1}.")
+            raise IndexError(f"points must be between 0 and {start - 1}.")
         return torch.cat(codes)[torch.cat(order).argsort()]
 
     def dense(self) -> Tensor:

@@ -127,7 +127,7 @@ def _make_backbone(options: ModelOptions) -> Backbone:
     strides = backbone.strides[-len(levels) :]
     if strides != options.strides[: len(levels)]:
         raise ValueError(
-            f"strides {options.strides} do not begin with those of backbone_levels "
-            f"{levels}, {strides}: change one of them."
+            f"strides must begin with {strides}, those of backbone_levels {levels}, got "
+            f"{options.strides}; change one of them."
         )
     return backbone

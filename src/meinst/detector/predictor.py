@@ -89,8 +89,8 @@ class ModelOptions:
             raise ValueError(f"pixel_std must be above 0, got {self.pixel_std}.")
         if len(self.distance_limits) != len(self.strides) - 1:
             raise ValueError(
-                f"distance_limits has {len(self.distance_limits)} numbers for "
-                f"{len(self.strides)} strides: give one fewer than strides."
+                "distance_limits must have one number fewer than strides, got "
+                f"{len(self.distance_limits)} for {len(self.strides)} strides."
             )
         if any(after != 2 * before for before, after in pairwise(self.strides)):
             raise ValueError(f"strides must double from level to level, got {self.strides}.")
@@ -100,13 +100,13 @@ class ModelOptions:
             )
         if self.refine_channels and self.backbone_levels[0] == 0:
             raise ValueError(
-                "refine_channels needs a backbone level before the first of backbone_levels = "
-                f"{self.backbone_levels}: leave out level 0."
+                "refine_channels needs a backbone level finer than the first of backbone_levels = "
+                f"{self.backbone_levels}; leave out level 0."
             )
         for groups in (self.head.norm_groups, self.pyramid_norm_groups):
             if groups and self.channels % groups:
                 raise ValueError(
-                    f"channels = {self.channels} is not a multiple of norm_groups = {groups}: "
+                    f"channels = {self.channels} is not a multiple of norm_groups = {groups}; "
                     "change one of them."
                 )
 
@@ -150,11 +150,11 @@ class Predictor(nn.Module, ABC):
         self.metadata: dict[str, Any] = {}
         self.class_names = tuple(class_names)
         if not self.class_names:
-            raise ValueError("class_names is empty: a model has at least one class.")
+            raise ValueError("class_names must contain at least one class, got none.")
         if codec.class_names not in (None, self.class_names):
             raise ValueError(
-                f"the codec has bases for the classes {codec.class_names}, the model has "
-                f"{self.class_names}: use codec.for_classes(class_names)."
+                f"the codec has bases for the classes {codec.class_names}, but the model has "
+                f"{self.class_names}; use codec.for_classes(class_names)."
             )
         self.codec = codec
         self.refiner = MaskRefiner(options.refine_channels) if options.refine_channels else None
@@ -280,8 +280,8 @@ class Predictor(nn.Module, ABC):
         """
         if self.pixel_mean.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
-                f"a model predicts in float32, this one is in {self.pixel_mean.dtype}: call its "
-                ".float()."
+                f"prediction needs a model in float32, got {self.pixel_mean.dtype}; call its "
+                "float()."
             )
         resized = [i if isinstance(i, ResizedImage) else self.resize(i) for i in images]
         sizes = [ImageSizes(i.original.shape[:2], i.resized.shape[:2]) for i in resized]

@@ -49,7 +49,7 @@ class SelectOptions:
         check_range(self, 0, 1, "candidate_threshold", "score_threshold", "nms_threshold")
         if not 0 < self.candidate_threshold < 1:
             raise ValueError(
-                f"candidate_threshold must lie between 0 and 1, got {self.candidate_threshold}."
+                f"candidate_threshold must be above 0 and below 1, got {self.candidate_threshold}."
             )
         check_range(self, 1, math.inf, "max_detections", "max_per_level")
 

@@ -153,7 +153,7 @@ def check_ap(before: float, after: float, max_drop: float) -> None:
     drop = 100 * (before - after)
     if drop > max_drop:
         raise ExportError(
-            f"nothing written: in 8 bits mask AP drops from {before:.3f} to {after:.3f}, by "
-            f"{drop:.1f} points, and {max_drop:g} are allowed: calibrate with more images like "
-            "those to be segmented, export in float32, or allow more (--max-ap-drop)."
+            f"nothing written: quantization lowers mask AP from {before:.3f} to {after:.3f}, by "
+            f"{drop:.1f} points (allowed: {max_drop:g}); calibrate with more images like those to "
+            "be segmented, export in float32, or raise --max-ap-drop."
         )

@@ -139,25 +139,26 @@ def _check_export(model: MEInst, output: Path) -> None:
         FileExistsError: if there is anything else.
     """
     if model.fused:
-        raise ValueError("a fused model cannot be exported: load it again without calling fuse().")
+        raise ValueError("a fused model cannot be exported; load it again without calling fuse().")
     output.parent.mkdir(parents=True, exist_ok=True)
     if not output.exists():
         return
     content = {entry.name for entry in output.iterdir()} if output.is_dir() else {output.name}
     if content and not is_export(output):
         raise FileExistsError(
-            f"{output} exists and is not an export, so it is not overwritten: choose another "
+            f"{output} exists and is not an export, so it is not overwritten; choose another "
             "--output."
         )
     foreign = sorted(content - {DESCRIPTION, *GRAPHS.values(), "model.bin"})
     if foreign:
         raise FileExistsError(
-            f"{output}: besides an export it contains {foreign[0]}, which would be lost: move that "
-            "away, or choose another --output."
+            f"{output} also contains {foreign[0]}, which is not part of an export and would be "
+            "lost; move it away, or choose another --output."
         )
     if output.is_mount() or output.resolve() == Path.cwd():
         raise FileExistsError(
-            f"{output}: this folder cannot be renamed; choose a new folder inside it as --output."
+            f"{output} is the current folder or a mount point, which cannot be replaced; choose a "
+            "folder inside it as --output."
         )
 
 

@@ -58,7 +58,7 @@ class ImageNotes:
         if self.shrunk_too_much:
             found.append(
                 f"the image is shrunk {self.shrink:.1f} times for the network, so many objects "
-                f"smaller than about {self.visible_side:.0f} pixels are missed: cut it into tiles."
+                f"smaller than about {self.visible_side:.0f} pixels are missed; cut it into tiles."
             )
         return found
 
@@ -102,8 +102,8 @@ class NoteSummary:
             self._paged.add(f"{path}, {notes.pages} pages", notes.pages - 1)
         if notes.shrunk_too_much:
             self._shrunk.add(
-                f"{path}: {notes.shrink:.1f} times, so many objects smaller than about "
-                f"{notes.visible_side:.0f} pixels are missed"
+                f"{path}, {notes.shrink:.1f} times: objects smaller than about "
+                f"{notes.visible_side:.0f} pixels"
             )
 
     def lines(self) -> list[str]:
@@ -111,18 +111,18 @@ class NoteSummary:
         found = []
         for (dtype, limits), group in sorted(self._stretched.items()):
             found.append(
-                f"note: {group} of type {dtype}: {limits} shown as 0 to 255 (the first: "
+                f"note: {group} of type {dtype}: {limits} scaled to 0 to 255 (for example "
                 f"{group.first}); the option intensity changes this"
             )
         if self._paged.count:
             found.append(
-                f"warning: {self._paged} with several pages or frames, of which only the first was "
-                f"used and {self._paged.total:g} were left out (the first: {self._paged.first}): "
+                f"warning: {self._paged} with several pages or frames; only the first of each was "
+                f"used and {self._paged.total:g} were left out (for example {self._paged.first}); "
                 "save them as separate images"
             )
         if self._shrunk.count:
             found.append(
-                f"warning: {self._shrunk} too large for the size of the objects: shrunk for the "
-                f"network (the first: {self._shrunk.first}): cut such images into tiles"
+                f"warning: {self._shrunk} shrunk so much for the network that many small objects "
+                f"are missed (for example {self._shrunk.first}); cut such images into tiles"
             )
         return found

@@ -100,7 +100,7 @@ def read_deep(path: Path, image: Image.Image) -> tuple[Values, int] | None:
     if image.format == "PPM" and _tiles(image)[0][0] == "ppm":
         return _read_ppm(path, image), 1
     raise UnsupportedImageError(
-        f"has more than 8 bits per channel, which cannot be read from {image.format}: convert it "
+        f"has more than 8 bits per channel, which cannot be read from {image.format}; convert it "
         "to TIFF or PNG."
     )
 
@@ -213,22 +213,22 @@ def _check_tiff(page: TiffPage) -> None:
         name = getattr(page.compression, "name", page.compression)
         raise UnsupportedImageError(
             f"is a TIFF file of {page.bitspersample} bits per value with the compression {name}, "
-            "which cannot be read: convert it to another compression, such as Deflate."
+            "which cannot be read; convert it to another compression, such as Deflate."
         )
     colours = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4}.get(int(page.photometric))
     kind = getattr(page.photometric, "name", page.photometric)
     if colours is None or page.imagedepth != 1:
         raise UnsupportedImageError(
-            f"is a TIFF file of kind {kind} with {page.bitspersample} bits per value, which cannot "
-            "be read: convert it to RGB or grey."
+            f"is a TIFF file of {page.bitspersample} bits per value with the photometric "
+            f"interpretation {kind}, which cannot be read; convert it to RGB or grey."
         )
     extra = tuple(page.extrasamples)
     # RGB may have one more channel without a meaning; a further grey channel means something.
     allowed = extra == () or (len(extra) == 1 and (extra[0] in _ALPHA or colours > 1))
     if page.samplesperpixel != colours + len(extra) or not allowed:
         raise UnsupportedImageError(
-            f"has {page.samplesperpixel} channels of kind {kind}: save those to be segmented as an "
-            "RGB or grey image."
+            f"has {page.samplesperpixel} channels ({kind}); save those to be segmented as an RGB "
+            "or grey image."
         )
 
 

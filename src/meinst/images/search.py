@@ -51,7 +51,7 @@ UNREADABLE_KINDS = (
         "save it as a TIFF or PNG file, for example with darktable",
     ),
     UnreadableKind(
-        "an image of a kind",
+        "an image in an unsupported format",
         "ai eps exr hdr jls jxl jxr psb psd svg xcf",
         "save it as a TIFF or PNG file",
     ),
@@ -84,8 +84,9 @@ class FoundImages:
             _UNREADABLE[name].remedy if name in _UNREADABLE else "give them a suffix such as .png"
             for name in sorted(self.left_out)
         )
-        files = "1 file was" if total == 1 else f"{total} files were"
-        return f"{files} left out that cannot be read ({counts}): {'; '.join(remedies)}."
+        files, were = ("file", "was") if total == 1 else ("files", "were")
+        remedy = "; ".join(remedies)
+        return f"{total} {files} that cannot be read {were} left out ({counts}): {remedy}."
 
 
 def find_images(sources: Iterable[str | Path]) -> list[Path]:
@@ -117,7 +118,7 @@ def search_images(sources: Iterable[str | Path]) -> FoundImages:
     for source in sources:
         if not str(source).strip():
             raise ValueError(
-                "a source is empty: give a file, a folder (. is the current one) or a pattern."
+                "a source is empty; give a file, a folder (. is the current one) or a pattern."
             )
         for match in _matches(source, others):
             found.setdefault(match.resolve(), match)
@@ -155,7 +156,7 @@ def _matches(source: str | Path, others: dict[Path, str]) -> list[Path]:
             f"to include subfolders, use the pattern '{path}/**/*'.{more}"
         )
     raise FileNotFoundError(
-        f"{source} is not a file or folder, nor a pattern that matches an image.{more}"
+        f"{source} is neither a file or folder nor a pattern that matches an image.{more}"
     )
 
 

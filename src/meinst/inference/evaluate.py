@@ -180,8 +180,7 @@ def match_measurable(class_names: Sequence[str], data: CocoData) -> ClassMatch:
         else commonest_reason(data)
     )
     raise ValueError(
-        f"{data.annotations}: nothing to measure, since it has no usable object of the model's "
-        f"classes: {reason}"
+        f"{data.annotations}: no usable objects of the model's classes to measure: {reason}"
     )
 
 
@@ -203,7 +202,7 @@ def _to_results(detections: Detections, record: ImageRecord, classes: ClassMatch
 def _path(record: ImageRecord) -> Path:
     if record.path is None:
         raise ValueError(
-            f"image {record.id} has no file: read the annotations with their image folder, "
+            f"image {record.id} has no file; read the annotations with their image folder, "
             "read_coco(annotations, images)."
         )
     return record.path

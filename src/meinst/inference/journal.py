@@ -26,11 +26,11 @@ _FORMAT = 1
 # What the keys of the first line describe, for error messages.
 _NOUNS = {
     "meinst": "the version of meinst",
-    "model": "the model (its digest)",
+    "model": "the digest of the model",
     "class_names": "the list of classes",
     "images": "the number of images",
-    "sources": "the list of images (its digest)",
-    "overlays": "the list of overlays, which depends on the files in the folder, (its digest)",
+    "sources": "the digest of the list of images",
+    "overlays": "the digest of the overlays' names (chosen to avoid existing files)",
 }
 
 
@@ -169,13 +169,13 @@ def _check_journal(path: Path, header: Mapping[str, Any], *, resume: bool) -> No
     before = next(lines, ({}, 0))[0]
     if path.exists() and "journal" not in before:
         raise FileExistsError(
-            f"{path}: not a journal of `meinst predict`, and would be overwritten; choose another "
+            f"{path} was not written by `meinst predict` and would be overwritten; choose another "
             "--output."
         )
     if not resume:
         if next(lines, None) is not None:
             raise FileExistsError(
-                f"{path.parent}: contains an unfinished run: continue it with --resume, choose "
+                f"{path.parent} contains an unfinished run; continue it with --resume, choose "
                 f"another --output, or remove its {path.name}."
             )
         return
@@ -187,7 +187,8 @@ def _check_journal(path: Path, header: Mapping[str, Any], *, resume: bool) -> No
         if before.get(key) != value:
             raise ValueError(
                 f"{path.parent}: {_NOUNS.get(key, key)} is {value}, but was {before.get(key)} in "
-                "the run to resume: resume it as it was started, or choose another --output."
+                "the run to resume; use the same model, images and options, or choose another "
+                "--output."
             )
 
 

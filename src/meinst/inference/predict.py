@@ -125,7 +125,7 @@ def _open(journal: Journal, images: int) -> Iterator[None]:
         remedy = "free some space and continue" if error.errno in _FULL else "continue"
         raise type(error)(
             f"{journal.path.parent}: {error.strerror or error}; {journal.done} of {images} images "
-            f"are done: {remedy} with --resume."
+            f"are done; {remedy} with --resume."
         ) from error
     finally:
         journal.close()

@@ -130,7 +130,7 @@ def _check_results(output: Path) -> None:
     own = _lists_overlays(path) if path.exists() else not (output / RESULTS).exists()
     if not own:
         raise FileExistsError(
-            f"{output}: contains an {IMAGES} or {RESULTS} that `meinst predict` did not write; "
+            f"{output} contains an {IMAGES} or {RESULTS} that `meinst predict` did not write; "
             "choose another --output."
         )
 

@@ -70,7 +70,7 @@ def load_backbone(backbone: Backbone, network: str, path: Path) -> str:
     if metadata.get("backbone") != network:
         raise ModelFileError(
             f"--backbone-weights {path}: the weights are of {metadata.get('backbone')}, but the "
-            f"recipe's backbone is {network}: change one of them."
+            f"recipe's backbone is {network}; change one of them."
         )
     _fill(backbone, tensors, path)
     return f"{path} ({metadata.get('origin')})"

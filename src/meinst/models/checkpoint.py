@@ -40,7 +40,7 @@ def find_model(name_or_path: str | Path) -> Path:
     path = shipped if str(name_or_path) in list_models() else Path(name_or_path)
     if path.is_dir():
         raise FileNotFoundError(
-            f"model {str(name_or_path)!r} is a folder: give a file written by `meinst train`, such "
+            f"model {str(name_or_path)!r} is a folder; give a file written by `meinst train`, such "
             "as its best.safetensors. An export cannot be trained or converted."
         )
     if not path.is_file():
@@ -77,11 +77,11 @@ def save_model(
     """
     if not isinstance(model, MEInst):
         raise ValueError(
-            "an exported model cannot be saved: copy its folder, or save the original model."
+            "an exported model cannot be saved; copy its folder, or save the original model."
         )
     if model.fused:
         raise ValueError(
-            "a fused model cannot be saved: load it again, and save it before calling fuse()."
+            "a fused model cannot be saved; load it again, and save it before calling fuse()."
         )
     tensors = model.state_dict()
     if half:

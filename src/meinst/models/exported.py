@@ -99,10 +99,14 @@ def load_exported(folder: Path) -> ExportedMEInst:
     path = folder / DESCRIPTION
     if len(formats) != 1 or not path.is_file():
         best = folder / "best.safetensors"
-        remedy = f"{best}, the model of this run" if best.is_file() else "one of `meinst export`"
+        remedy = (
+            f"{best}, the model of this run"
+            if best.is_file()
+            else "a folder written by `meinst export`"
+        )
         raise ModelFileError(
-            f"{folder}: a folder, but not an export ({DESCRIPTION} and one of "
-            f"{', '.join(GRAPHS.values())}). Use {remedy}."
+            f"{folder} is not an export, which contains {DESCRIPTION} and one of "
+            f"{', '.join(GRAPHS.values())}; use {remedy}."
         )
     info, tensors = read_model_file(path, EXPORT_FORMAT)
     graph = folder / GRAPHS[formats[0]]
@@ -113,7 +117,9 @@ def load_exported(folder: Path) -> ExportedMEInst:
         raise
     except Exception as error:  # each engine has its own classes for each kind of damage
         reason = " ".join(str(error).split())
-        raise ModelFileError(f"{graph} cannot be opened ({reason}): export it again.") from error
+        raise ModelFileError(
+            f"{graph} cannot be opened ({reason}); export the model again."
+        ) from error
     model = ExportedMEInst(info.class_names, build_codec(info, path), info.recipe, run)
     load_tensors(model, tensors, path)
     files = tuple(path for path in (graph, graph.with_suffix(".bin")) if path.is_file())

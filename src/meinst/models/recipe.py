@@ -86,7 +86,8 @@ class ScheduleOptions:
         if self.iterations > self.validate_every and self.iterations % self.validate_every:
             raise ValueError(
                 f"iterations = {self.iterations} is not a multiple of validate_every = "
-                f"{self.validate_every}: the last weights would not be validated."
+                f"{self.validate_every}, so the last weights would not be validated; change one of "
+                "them."
             )
 
 
@@ -198,7 +199,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of options, not a {type(values).__name__}")
+        raise ValueError(
+            f"{path}: a recipe must be a mapping of options, not a {type(values).__name__}"
+        )
     return values
 
 

@@ -116,7 +116,7 @@ def soft_masks_to_rle(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> lis
     height, width = map(int, size)  # ready for JSON
     if height * width > _MAX_PIXELS:
         raise ValueError(
-            f"COCO RLE is limited to images of {_MAX_PIXELS} pixels, got {height} x {width}: use "
+            f"COCO RLE is limited to images of {_MAX_PIXELS} pixels, got {height} x {width}; use "
             "polygons or crops."
         )
     text, begins = encode_masks(values, corners, windows, height, width)

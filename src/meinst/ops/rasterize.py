@@ -143,7 +143,7 @@ def _checked_boxes(boxes: NDArray[np.float64], count: int, name: str) -> NDArray
     boxes = np.asarray(boxes, dtype=np.float64)
     if boxes.shape != (count, 4):
         raise ValueError(
-            f"Each instance needs one box: boxes must be ({count}, 4) for {count} {name}, found "
+            f"Each instance needs one box: boxes must be ({count}, 4) for {count} {name}, got "
             f"{boxes.shape}."
         )
     if not np.isfinite(boxes).all():
@@ -158,5 +158,5 @@ def _checked_boxes(boxes: NDArray[np.float64], count: int, name: str) -> NDArray
 def _checked_pairs(pairs: NDArray[np.int64], count: int, name: str) -> NDArray[np.int64]:
     pairs = np.asarray(pairs, dtype=np.int64)
     if pairs.shape != (count, 2):
-        raise ValueError(f"{name} must be ({count}, 2) for {count} bitmaps, found {pairs.shape}.")
+        raise ValueError(f"{name} must be ({count}, 2) for {count} bitmaps, got {pairs.shape}.")
     return pairs

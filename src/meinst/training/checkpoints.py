@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: if it is missing, damaged or incomplete, or its weights are not finite.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: the file does not exist")
+        raise ValueError(f"{path} does not exist")
     try:
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of any class: the content is interpreted as instructions
@@ -84,7 +84,7 @@ def read_with_fallback(path: Path, other: Path, purpose: str) -> tuple[Path, dic
             checkpoint = read_checkpoint(other)
         except ValueError as second:
             raise ValueError(
-                f"{error}; {second}: restore one of them, or start a new run in another --output."
+                f"{error}; {second}; restore one of them, or start a new run in another --output."
             ) from error
         update = checkpoint["global_step"]
         log.warning("%s; %s %s of update %d instead", error, purpose, other, update)

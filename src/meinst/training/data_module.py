@@ -55,8 +55,8 @@ class DataModule(L.LightningDataModule):
         """Warn if the training set has changed: allowed, but the result will differ."""
         if state["images"] != len(self.dataset):
             log.warning(
-                "the training set has %d images but had %d when the run was saved: it continues "
-                "with the current ones, in another order",
+                "the training set has %d images but had %d when the run was saved; the run "
+                "continues with the current images, in another order",
                 len(self.dataset),
                 state["images"],
             )

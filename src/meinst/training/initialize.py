@@ -44,7 +44,7 @@ def check_start(options: TrainOptions) -> None:
         return
     if any(path.is_file() for path in (last, best, options.output / "best.safetensors")):
         raise ValueError(
-            f"{options.output}: contains an earlier run; continue it with --resume, or choose "
+            f"{options.output} contains an earlier run; continue it with --resume, or choose "
             "another --output."
         )
     _check_inputs(options)
@@ -53,11 +53,11 @@ def check_start(options: TrainOptions) -> None:
         return
     if options.init is not None or options.random_backbone:
         raise ValueError(
-            f"--backbone-weights and {'--init' if options.init else '--random-backbone'} are "
-            "alternatives: leave out one of them."
+            f"--backbone-weights cannot be combined with "
+            f"{'--init' if options.init else '--random-backbone'}; leave out one of them."
         )
     if not weights.is_file():
-        raise FileNotFoundError(f"--backbone-weights {weights}: the file does not exist.")
+        raise FileNotFoundError(f"--backbone-weights {weights} does not exist.")
 
 
 def _check_inputs(options: TrainOptions) -> None:
@@ -108,7 +108,7 @@ def find_recipe(options: TrainOptions) -> Recipe:
         own = load_recipe(options.output / "recipe.yaml")
         if options.recipe != own:
             _check_same_weights(options.recipe, own)
-            log.warning("the run continues with another recipe than it began with")
+            log.warning("the run continues with a recipe that differs from the one it started with")
     return options.recipe
 
 
@@ -128,8 +128,8 @@ def _check_same_weights(recipe: Recipe, own: Recipe) -> None:
     for key, value, own_value in pairs:
         if value != own_value:
             raise ValueError(
-                f"--recipe: its {key} differs from that of the run to resume, whose weights would "
-                "not fit. Start a new run in another --output (and reuse weights with --init)."
+                f"--recipe: {key} differs from that of the run to resume, so the saved weights do "
+                "not fit; start a new run in another --output (and reuse weights with --init)."
             )
 
 
@@ -192,8 +192,8 @@ def with_codec_of(model: MEInst, recipe: Recipe, options: TrainOptions) -> Recip
     used = replace(recipe.codec, **known, per_class="class_names" in config)
     if used != recipe.codec and options.recipe is not None and options.codec is None:
         log.warning(
-            "the codec (%s, %d numbers, masks of %d x %d) is that of %s; the recipe's codec "
-            "options are ignored. To use another codec, start a new run with --codec",
+            "the codec (%s, %d components, %d x %d masks) is that of %s; the recipe's codec "
+            "options are ignored; to use another codec, start a new run with --codec",
             *(used.kind, used.n_components, used.mask_size, used.mask_size),
             "the run" if options.resume else f"--init {options.init}",
         )
@@ -222,8 +222,8 @@ def _copy_weights(model: MEInst, start: MEInst) -> None:
     if own != other:
         differing = [f.name for f in fields(own) if getattr(own, f.name) != getattr(other, f.name)]
         raise ValueError(
-            f"--init has another network than the recipe: model.{', model.'.join(differing)} "
-            "differ. Leave out --recipe to use the recipe of --init."
+            "the network of --init differs from that of the recipe in "
+            f"model.{', model.'.join(differing)}; leave out --recipe to use the recipe of --init."
         )
     new = []
     if model.class_names != start.class_names:
@@ -238,4 +238,6 @@ def _copy_weights(model: MEInst, start: MEInst) -> None:
     copied = {k: v for k, v in start.state_dict().items() if not k.startswith(skipped)}
     model.load_state_dict(copied, strict=False)
     if new:
-        log.info("not taken from --init because classes or codec differ: %s", ", ".join(new))
+        log.info(
+            "not copied from --init, since the classes or the codec differ: %s", ", ".join(new)
+        )

@@ -30,7 +30,7 @@ def read_data(options: TrainOptions, recipe: Recipe) -> tuple[CocoData, CocoData
     if len(val_data) < options.world_size:
         raise ValueError(
             f"{val_data.annotations}: {len(val_data)} images for {options.world_size} processes, "
-            "but each process needs at least one: add images or use fewer --devices."
+            "but each process needs at least one; add images or use fewer --devices."
         )
     for data in (train_data, val_data):
         errors = unusable_images(data)

@@ -95,7 +95,7 @@ class LitMEInst(L.LightningModule):
         total = torch.stack(list(losses.values())).sum()
         if not total.isfinite():
             raise FloatingPointError(
-                f"the loss became {total.item()} at update {self.global_step}: "
+                f"the loss became {total.item()} at update {self.global_step}; "
                 "lower optimizer.lr, or train with --precision 32-true."
             )
         # The mean over processes is the loss of the whole batch; see compute_losses.
@@ -127,7 +127,7 @@ class LitMEInst(L.LightningModule):
                 self.model, records, self.validation.classes, limit, notes=self.notes
             ):
                 if isinstance(outcome, Failure):  # one image must not cost hours of training
-                    log.warning("counted as having no detections: %s", outcome.reason)
+                    log.warning("counted as an image without detections: %s", outcome.reason)
                 else:
                     self.results += outcome
 
@@ -165,8 +165,8 @@ class LitMEInst(L.LightningModule):
         if name := first_non_finite(checkpoint):
             raise FloatingPointError(
                 f"weights became NaN or infinite ({name}) by update {self.global_step}, so this "
-                "state is not saved: continue from the last checkpoint with --resume, and lower "
-                "optimizer.lr, or train with --precision 32-true."
+                "state is not saved; continue from the last checkpoint with --resume and a lower "
+                "optimizer.lr or --precision 32-true."
             )
         checkpoint["metrics"] = self.metrics
         checkpoint["seed"] = self.seed

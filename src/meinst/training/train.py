@@ -139,7 +139,7 @@ def _split_batch(options: TrainOptions, recipe: Recipe) -> tuple[int, int]:
     if remainder or not accumulate:
         raise ValueError(
             f"batch_size {recipe.batch_size} is not a multiple of {world} devices times "
-            f"{per_device} images_per_device: change one of them."
+            f"{per_device} images_per_device; change one of them."
         )
     return per_device, accumulate
 
@@ -156,15 +156,15 @@ def _check_resumed(
     if before != accumulate:  # batches are counted, and validations depend on their number
         raise ValueError(
             f"{options.output}: this run accumulated {before} batches per update on each device, "
-            f"not {accumulate}: resume it with the --images-per-device and --devices that it "
-            "began with."
+            f"not {accumulate}; resume it with the --images-per-device and --devices that it "
+            "started with."
         )
     names = list(data.class_names)
     if saved.get("class_names", names) != names:
         raise ValueError(
-            f"{data.annotations}: its classes ({first_few(names)}) are not those of the run to "
-            f"resume ({first_few(saved['class_names'])}), in this order: use the annotations that "
-            "it began with, or start a new run with --init in another --output."
+            f"{data.annotations}: its classes ({first_few(names)}) differ in names or order from "
+            f"those of the run to resume ({first_few(saved['class_names'])}); use the annotations "
+            "that it started with, or start a new run with --init in another --output."
         )
     seed: int = saved["seed"]
     return seed

@@ -62,12 +62,12 @@ def blobs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kinds", "components", "sizes", "message"),
     [
-        ([], [4], [8], "at least one kind"),
-        (["pca"], [], [8], "at least one kind"),
-        (["pca"], [4], [], "at least one kind"),
-        (["pcs"], [4], [8], "pca, dct, grid, autoencoder, found 'pcs'"),
-        (["dct"], [0, 4], [8], "found K from 0 to 4"),
-        (["dct"], [4, 65], [8, 9], "found K from 4 to 65 and a mask size of 8"),
+        ([], [4], [8], "must not be empty"),
+        (["pca"], [], [8], "must not be empty"),
+        (["pca"], [4], [], "must not be empty"),
+        (["pcs"], [4], [8], "pca, dct, grid, autoencoder, got 'pcs'"),
+        (["dct"], [0, 4], [8], "n_components from 0 to 4"),
+        (["dct"], [4, 65], [8, 9], "n_components from 4 to 65 and a mask size of 8"),
         (["dct"], [1], [0], "a mask size of 0"),
     ],
 )
@@ -173,7 +173,7 @@ def test_other_settings_are_measured_if_an_autoencoder_cannot_be_fitted(
 def test_rejects_data_without_instances(synthetic_data: SyntheticData, tmp_path: Path) -> None:
     path = tmp_path / "none.json"
     path.write_text(json.dumps(synthetic_data.content() | {"annotations": []}))
-    with pytest.raises(ValueError, match=r"none\.json: .* found 0"):
+    with pytest.raises(ValueError, match=r"none\.json: no instances to measure"):
         compare_codecs([Setting("dct", 4, 7)], [read_coco(path)])
 
 

@@ -206,15 +206,15 @@ def test_per_class_equals_a_fit_with_labels(synthetic_data: SyntheticData) -> No
 def test_with_too_few_masks_the_error_names_the_file(kind: str, count: int, tmp_path: Path) -> None:
     path = written(tmp_path / "few.json", bars(count))
     options = CodecOptions(kind=kind, n_components=2, mask_size=8)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=rf"few\.json: no codec can be fitted: .* found {count}"):
+    with pytest.raises(ValueError, match=rf"few\.json: cannot fit a codec: .* got {count}"):
         fit_codec(path, options)
 
 
 def test_rejects_impossible_options_before_reading_files(tmp_path: Path) -> None:
     none = tmp_path / "none.json"
-    with pytest.raises(ValueError, match=r"from 1 to mask_size squared \(64\), found 65"):
+    with pytest.raises(ValueError, match=r"between 1 and mask_size squared \(64\), got 65"):
         fit_codec(none, CodecOptions(n_components=65, mask_size=8))
-    with pytest.raises(ValueError, match="found 60; use 49"):
+    with pytest.raises(ValueError, match="got 60; use 49"):
         fit_codec(none, CodecOptions(kind="grid"))
     with pytest.raises(ValueError, match=r"shrinkage .* -1"):
         fit_codec(none, CodecOptions(per_class=True, shrinkage=-1))
@@ -228,9 +228,9 @@ def test_rejects_impossible_options_before_reading_files(tmp_path: Path) -> None
 
 
 def test_rejects_no_files_and_counts_no_masks(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="found none"):
+    with pytest.raises(ValueError, match="got none"):
         count_masks([], [8])
-    with pytest.raises(ValueError, match="found none"):
+    with pytest.raises(ValueError, match="got none"):
         fit_codec([])
     steps: list[int] = []
     counts = count_masks([written(tmp_path / "a.json", bars(0))], [8], on_masks=steps.append)

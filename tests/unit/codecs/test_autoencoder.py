@@ -235,13 +235,13 @@ def test_rejects_random_and_constant_logits(fitted: AutoencoderCodec) -> None:
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (torch.zeros(0, 8, 8), "at least 2 masks, found 0"),
-        (shapes(1), "at least 2 masks, found 1"),
+        (torch.zeros(0, 8, 8), "at least 2 masks, got 0"),
+        (shapes(1), "at least 2 masks, got 1"),
         (torch.ones(50, 8, 8), "masks that differ, but all 50 are the same"),
         (shapes(6), r"n_components=6 .* 6 masks span \d"),
         (shapes(3).repeat(100, 1, 1), "300 masks span 2"),
-        (shapes(50, side=9), r"shape \(N, 8, 8\), found \(50, 9, 9\)"),
-        (torch.full((50, 8, 8), torch.nan), "found NaN"),
+        (shapes(50, side=9), r"shape \(N, 8, 8\), got \(50, 9, 9\)"),
+        (torch.full((50, 8, 8), torch.nan), "got NaN"),
     ],
 )
 def test_rejects_masks_of_low_rank(fitted: AutoencoderCodec, masks: Tensor, message: str) -> None:

@@ -187,9 +187,9 @@ def test_whitening_needs_a_fit() -> None:
     ):
         with pytest.raises(NotFittedError, match="not fitted yet"):
             call()
-    with pytest.raises(ValueError, match="at least 2 masks, found 0"):
+    with pytest.raises(ValueError, match="at least 2 masks, got 0"):
         codec.fit(torch.zeros(0, 8, 8))
-    with pytest.raises(ValueError, match="at least 2 masks, found 1"):
+    with pytest.raises(ValueError, match="at least 2 masks, got 1"):
         codec.fit(ellipses(1))
     with pytest.raises(ValueError, match="masks that differ, but all 7 are the same"):
         codec.fit(ellipses(1).repeat(7, 1, 1))
@@ -253,7 +253,7 @@ def test_loading_a_state_makes_it_fitted() -> None:
 
 
 def test_faulty_arguments() -> None:
-    with pytest.raises(ValueError, match=r"from 1 to mask_size squared \(64\), found 65"):
+    with pytest.raises(ValueError, match=r"between 1 and mask_size squared \(64\), got 65"):
         DCTCodec(65, 8)
     for change in ({"kind": "pca"}, {"whiten": 1}, {"class_names": ["a"]}):
         with pytest.raises(ValueError, match="kind 'dct'"):

@@ -117,7 +117,7 @@ def test_nothing_is_learned(tmp_path: Path) -> None:
     ("count", "side", "nearest"), [(60, 28, 49), (0, 28, 1), (-4, 28, 1), (49, 6, 36), (2, 1, 1)]
 )
 def test_rejects_sizes_that_are_not_square(count: int, side: int, nearest: int) -> None:
-    message = rf"\({side**2}\), found {count}; use {nearest}\."
+    message = rf"\({side**2}\), got {count}; use {nearest}\."
     with pytest.raises(ValueError, match=message):
         GridCodec(count, side)
 
@@ -125,11 +125,11 @@ def test_rejects_sizes_that_are_not_square(count: int, side: int, nearest: int) 
 def test_faulty_arguments() -> None:
     codec = GridCodec(9, 6)
     for call in (codec.transform, codec.fit):
-        with pytest.raises(ValueError, match=r"shape \(N, 6, 6\), found \(1, 9, 9\)"):
+        with pytest.raises(ValueError, match=r"shape \(N, 6, 6\), got \(1, 9, 9\)"):
             call(torch.zeros(1, 9, 9))
         with pytest.raises(ValueError, match="Masks must be finite"):
             call(torch.full((1, 6, 6), torch.nan))
-    with pytest.raises(ValueError, match=r"shape \(N, 9\), found \(1, 6\)"):
+    with pytest.raises(ValueError, match=r"shape \(N, 9\), got \(1, 6\)"):
         codec.inverse_transform(torch.zeros(1, 6))
     with pytest.raises(ValueError, match="logits='random'"):
         codec.transform(random_masks(1, 6), logits="random", generator=torch.Generator())

@@ -200,12 +200,12 @@ def test_classes_of_masks_that_do_not_differ(shrinkage: float, rare: Tensor) -> 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "3 classes.* found None"),
-        (torch.tensor([0, 1]), r"must be 4 integers, found torch.int64 of shape \(2,\)"),
-        (torch.zeros(4, 1).long(), r"must be 4 integers, found torch.int64 of shape \(4, 1\)"),
-        (torch.zeros(4), "must be 4 integers, found torch.float32"),
-        (torch.tensor([0, 1, 2, 3]), "from 0 to 2, found 0 to 3"),
-        (torch.tensor([0, -1, 2, 1]), "from 0 to 2, found -1 to 2"),
+        (None, "3 classes.* got None"),
+        (torch.tensor([0, 1]), r"must be 4 integers, got torch.int64 of shape \(2,\)"),
+        (torch.zeros(4, 1).long(), r"must be 4 integers, got torch.int64 of shape \(4, 1\)"),
+        (torch.zeros(4), "must be 4 integers, got torch.float32"),
+        (torch.tensor([0, 1, 2, 3]), "between 0 and 2, got 0 to 3"),
+        (torch.tensor([0, -1, 2, 1]), "between 0 and 2, got -1 to 2"),
     ],
 )
 def test_faulty_labels(labels: Tensor | None, message: str) -> None:
@@ -282,7 +282,7 @@ def test_copies_of_a_codec_hold_only_its_buffers() -> None:
 def test_rejects_sums_of_other_classes() -> None:
     masks, labels = mixed()
     for sums in (Moments(8).add(masks), ClassMoments(8, NAMES[::-1]).add(masks, labels)):
-        with pytest.raises(ValueError, match="needs their sums, found"):
+        with pytest.raises(ValueError, match="needs their sums, got"):
             PCACodec(5, 8, class_names=NAMES).fit_moments(sums)
     # One basis can be fitted from sums that are kept apart.
     apart = PCACodec(5, 8).fit_moments(ClassMoments(8, NAMES).add(masks, labels))
@@ -291,9 +291,9 @@ def test_rejects_sums_of_other_classes() -> None:
 
 def test_too_few_masks() -> None:
     none, codec = torch.zeros(0, dtype=torch.int64), PCACodec(5, 8, class_names=NAMES)
-    with pytest.raises(ValueError, match="at least 2 masks, found 0"):
+    with pytest.raises(ValueError, match="at least 2 masks, got 0"):
         codec.fit(torch.zeros(0, 8, 8), none)
-    with pytest.raises(ValueError, match="at least 2 masks, found 1"):
+    with pytest.raises(ValueError, match="at least 2 masks, got 1"):
         codec.fit(ellipses(0, 1), torch.tensor([1]))
     with pytest.raises(ValueError, match="all 4 are the same"):
         codec.fit(ellipses(0, 1).repeat(4, 1, 1), torch.tensor([0, 1, 2, 0]))
@@ -339,7 +339,7 @@ def test_truncated_rejects_unfitted_and_out_of_range() -> None:
     with pytest.raises(NotFittedError):
         PCACodec(5, 8).truncated(2)
     for count in (0, 6):
-        with pytest.raises(ValueError, match=f"from 1 to this codec's 5, found {count}"):
+        with pytest.raises(ValueError, match=f"between 1 and this codec's 5, got {count}"):
             fitted().truncated(count)
 
 
@@ -420,9 +420,9 @@ def test_a_published_file_with_a_basis_for_each_class(tmp_path: Path) -> None:
         ({"class_names": ("a", "b", "a")}, "class_names must be"),
         ({"class_names": (1, 2)}, "class_names must be"),
         ({"class_names": ([1], [2])}, "class_names must be"),
-        ({"shrinkage": -1.0}, "shrinkage .* found -1.0"),
-        ({"shrinkage": float("nan")}, "shrinkage .* found nan"),
-        ({"shrinkage": float("inf")}, "shrinkage .* found inf"),
+        ({"shrinkage": -1.0}, "shrinkage .* got -1.0"),
+        ({"shrinkage": float("nan")}, "shrinkage .* got nan"),
+        ({"shrinkage": float("inf")}, "shrinkage .* got inf"),
     ],
 )
 def test_faulty_arguments(options: dict[str, object], message: str) -> None:

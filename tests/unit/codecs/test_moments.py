@@ -26,9 +26,9 @@ def test_no_masks() -> None:
     moments = Moments(3).add(torch.zeros(0, 3, 3))
     assert moments.count == 0
     assert not moments.varied()
-    with pytest.raises(ValueError, match="at least 1 mask, found 0"):
+    with pytest.raises(ValueError, match="at least 1 mask, got 0"):
         moments.mean()
-    with pytest.raises(ValueError, match="at least 2 masks, found 0"):
+    with pytest.raises(ValueError, match="at least 2 masks, got 0"):
         moments.covariance()
 
 
@@ -91,13 +91,13 @@ def test_merge_and_add_do_not_change_arguments() -> None:
 
 
 def test_faulty_arguments() -> None:
-    with pytest.raises(ValueError, match=r"shape \(N, 5, 5\), found \(2, 4, 5\)"):
+    with pytest.raises(ValueError, match=r"shape \(N, 5, 5\), got \(2, 4, 5\)"):
         Moments(5).add(torch.zeros(2, 4, 5))
     with pytest.raises(ValueError, match="Masks must be finite"):
         Moments(2).add(torch.full((1, 2, 2), torch.nan))
-    with pytest.raises(ValueError, match="found 5 and 4"):
+    with pytest.raises(ValueError, match="got 5 and 4"):
         Moments(5).merge(Moments(4))
-    with pytest.raises(ValueError, match="at least 1, found 0"):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
         Moments(0)
 
 
@@ -214,14 +214,14 @@ def test_merge_copies_the_other_sums() -> None:
 
 def test_faulty_classes() -> None:
     moments = ClassMoments(5, NAMES)
-    with pytest.raises(ValueError, match="labels, found None"):
+    with pytest.raises(ValueError, match="labels, got None"):
         moments.add(synthetic_masks(2), None)
-    with pytest.raises(ValueError, match="from 0 to 2, found 1 to 3"):
+    with pytest.raises(ValueError, match="between 0 and 2, got 1 to 3"):
         moments.add(synthetic_masks(2), torch.tensor([1, 3]))
     with pytest.raises(ValueError, match=r"shape \(N, 5, 5\)"):
         moments.add(torch.zeros(1, 4, 4), torch.tensor([1]))
     # Nothing is merged in part: names stay too.
-    with pytest.raises(ValueError, match="found 5 and 4"):
+    with pytest.raises(ValueError, match="got 5 and 4"):
         moments.merge(ClassMoments(4, ("dog",)).add(synthetic_masks(1, 4), torch.tensor([0])))
     assert moments.class_names == NAMES
     assert moments.count == 0

@@ -220,9 +220,9 @@ def test_unfitted() -> None:
 
 
 def test_too_few_masks() -> None:
-    with pytest.raises(ValueError, match="at least 2 masks, found 0"):
+    with pytest.raises(ValueError, match="at least 2 masks, got 0"):
         PCACodec(6, 8).fit(torch.zeros(0, 8, 8))
-    with pytest.raises(ValueError, match="at least 2 masks, found 1"):
+    with pytest.raises(ValueError, match="at least 2 masks, got 1"):
         PCACodec(6, 8).fit(ellipses(1))
     with pytest.raises(ValueError, match="all 9 are the same"):
         PCACodec(6, 8).fit(ellipses(1).repeat(9, 1, 1))
@@ -244,20 +244,20 @@ def test_components_beyond_the_rank_are_zero(sigmoid: bool, whiten: bool) -> Non
 
 
 def test_faulty_arguments() -> None:
-    with pytest.raises(ValueError, match=r"from 1 to mask_size squared \(64\), found 65"):
+    with pytest.raises(ValueError, match=r"between 1 and mask_size squared \(64\), got 65"):
         PCACodec(65, 8)
-    with pytest.raises(ValueError, match="found 0"):
+    with pytest.raises(ValueError, match="got 0"):
         PCACodec(0, 8)
-    with pytest.raises(ValueError, match="at least 1, found 0"):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
         PCACodec(1, 0)
     codec = fitted()
-    with pytest.raises(ValueError, match=r"shape \(N, 8, 8\), found \(1, 28, 28\)"):
+    with pytest.raises(ValueError, match=r"shape \(N, 8, 8\), got \(1, 28, 28\)"):
         codec.transform(torch.zeros(1, 28, 28))
-    with pytest.raises(ValueError, match=r"shape \(N, 6\), found \(1, 60\)"):
+    with pytest.raises(ValueError, match=r"shape \(N, 6\), got \(1, 60\)"):
         codec.inverse_transform(torch.zeros(1, 60))
     with pytest.raises(ValueError, match="Masks must be finite"):
         codec.transform(torch.full((1, 8, 8), torch.nan))
-    with pytest.raises(ValueError, match="mask_size 8, the moments have 5"):
+    with pytest.raises(ValueError, match="mask_size of 8, got 5"):
         codec.fit_moments(Moments(5))
 
 

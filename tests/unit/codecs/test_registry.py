@@ -85,12 +85,12 @@ def test_each_kind_from_options(options: CodecOptions, expected: Codec) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (CodecOptions("grid"), "found 60; use 49"),
-        (CodecOptions("pca", 65, 8), r"\(64\), found 65"),
-        (CodecOptions("dct", 65, 8), r"\(64\), found 65"),
+        (CodecOptions("grid"), "got 60; use 49"),
+        (CodecOptions("pca", 65, 8), r"\(64\), got 65"),
+        (CodecOptions("dct", 65, 8), r"\(64\), got 65"),
         (CodecOptions("autoencoder", 65, 8), "n_components=65"),
-        (CodecOptions("pca", per_class=True), "names of the classes, found None"),
-        (CodecOptions("wavelet"), "pca, dct, grid, autoencoder, found 'wavelet'"),  # type: ignore[arg-type]
+        (CodecOptions("pca", per_class=True), "names of the classes, got None"),
+        (CodecOptions("wavelet"), "pca, dct, grid, autoencoder, got 'wavelet'"),  # type: ignore[arg-type]
     ],
 )
 def test_options_that_describe_no_codec(options: CodecOptions, message: str) -> None:
@@ -170,7 +170,7 @@ def test_every_codec_follows_the_interface(which: str) -> None:
     for faulty in (torch.zeros(1, 5, 6), torch.full((1, 6, 6), torch.nan), torch.zeros(6, 6)):
         with pytest.raises(ValueError, match=r"shape \(N, 6, 6\)|must be finite"):
             codec.transform(faulty, labels=LABELS[:1])
-    with pytest.raises(ValueError, match=r"shape \(N, 4\), found \(1, 9\)"):
+    with pytest.raises(ValueError, match=r"shape \(N, 4\), got \(1, 9\)"):
         codec.inverse_transform(torch.zeros(1, 9), LABELS[:1])
     if which not in ("pca", "pca of classes", "dct", "dct whitened"):
         with pytest.raises(ValueError, match="logits='random'"):
@@ -309,5 +309,5 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
     [{}, {"kind": "wavelet"}, {"kind": None}, {"kind": ["pca"]}, {"n_components": 4}],
 )
 def test_configurations_of_no_codec(config: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must be one of pca, dct, grid, autoencoder, found"):
+    with pytest.raises(ValueError, match="must be one of pca, dct, grid, autoencoder, got"):
         codec_from_config(config)

@@ -118,13 +118,13 @@ def test_image_files_must_exist(tmp_path: Path) -> None:
         ({"segmentation": None}, "no mask"),
         ({"segmentation": []}, "no mask"),
         ({"segmentation": "none"}, "no mask"),
-        ({"segmentation": [[1, 1, 5, 5]]}, "polygon of fewer than three points"),
+        ({"segmentation": [[1, 1, 5, 5]]}, "polygon with fewer than three points"),
         (
             {"segmentation": [[1, 1, 5, 5, 3, 1, 2]]},
-            "polygon of an odd number of coordinates",
+            "polygon with an odd number of coordinates",
         ),
-        ({"segmentation": [[]]}, "polygon of fewer than three points"),
-        ({"segmentation": [[2, 3, 4, 5, 6, 7]]}, "mask of no area"),
+        ({"segmentation": [[]]}, "polygon with fewer than three points"),
+        ({"segmentation": [[2, 3, 4, 5, 6, 7]]}, "mask with zero area"),
         (
             {"segmentation": [[*SQUARE[:-1], float("inf")]]},
             "polygon that is not a list of finite numbers",
@@ -141,13 +141,13 @@ def test_image_files_must_exist(tmp_path: Path) -> None:
         ({"iscrowd": [0]}, "iscrowd that is not 0 or 1"),
         ({"iscrowd": 1.0}, "iscrowd that is not 0 or 1"),
         ({"iscrowd": 2}, "iscrowd that is not 0 or 1"),
-        ({"segmentation": rle(True, 20, 10)}, "RLE of another size than its image"),
-        ({"segmentation": {"counts": [200]}}, "RLE of another size than its image"),
+        ({"segmentation": rle(True, 20, 10)}, "RLE whose size differs from its image"),
+        ({"segmentation": {"counts": [200]}}, "RLE whose size differs from its image"),
         (
             {"segmentation": {"size": [10.0, 20], "counts": [50, 10, 140]}},
-            "RLE whose size is not integers",
+            "RLE whose size is not two integers",
         ),
-        ({"segmentation": {"size": [10, 20], "counts": [200]}}, "mask of no area"),
+        ({"segmentation": {"size": [10, 20], "counts": [200]}}, "mask with zero area"),
         (
             {"segmentation": {"size": [10, 20], "counts": [23, 178]}},
             "broken RLE: the counts do not fill the image",
@@ -185,7 +185,8 @@ def test_report_counts_and_gives_examples(tmp_path: Path) -> None:
         document(*[bad] * 8, {"segmentation": []}, {"bbox": None}, *triangles, crowd),
     )
     assert str(data.report).splitlines() == [
-        "dropped: 8 x polygon of fewer than three points (annotation 100, 101, 102, 103, 104, ...)",
+        "dropped: 8 x polygon with fewer than three points "
+        "(annotation 100, 101, 102, 103, 104, ...)",
         "dropped: 1 x no mask (annotation 108)",
         "repaired: 1 x missing box, taken from the mask (annotation 109)",
         "note: 1 x crowd region, not used as an instance (annotation 117)",
@@ -209,7 +210,7 @@ def test_repaired_instances(tmp_path: Path) -> None:
     assert data.report.dropped == ()
     assert set(data.report.repaired) == {
         Finding("box clipped to the image", 1, (100,)),
-        Finding("polygon part of fewer than three points, ignored", 1, (102,)),
+        Finding("polygon part with fewer than three points, ignored", 1, (102,)),
         Finding("missing box, taken from the mask", 2, (103, 104)),
     }
 
@@ -217,9 +218,9 @@ def test_repaired_instances(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("box", "reason"),
     [
-        ([2, 3, 0, 4], "box of no area"),
-        ([2, 3, 4, -4], "box of no area"),
-        ([0, 0, 0, 0], "box of no area"),
+        ([2, 3, 0, 4], "box with zero area"),
+        ([2, 3, 4, -4], "box with zero area"),
+        ([0, 0, 0, 0], "box with zero area"),
         ([30, 3, 4, 4], "box outside the image"),
         ([-9, 3, 4, 4], "box outside the image"),
         ([2, 3, 4], "box that is not four finite numbers"),
@@ -227,7 +228,7 @@ def test_repaired_instances(tmp_path: Path) -> None:
         ([2, 3, float("nan"), 4], "box that is not four finite numbers"),
         ([2, 3, 1e400, 4], "box that is not four finite numbers"),
         ("2 3 4 4", "box that is not four finite numbers"),
-        ([15, 3, 4, 4], "box apart from its mask"),
+        ([15, 3, 4, 4], "box that does not overlap its mask"),
     ],
 )
 def test_unusable_box_is_taken_from_the_mask(tmp_path: Path, box: Any, reason: str) -> None:
@@ -243,9 +244,9 @@ def test_unusable_box_is_taken_from_the_mask(tmp_path: Path, box: Any, reason: s
     [
         ([2, 3, 8, 7], "appear to be x1 y1 x2 y2"),
         ([5, 5, 6, 4], "appear to be the centre, width and height"),
-        ([0.1, 0.3, 0.3, 0.4], "appear to be shares of the image's size"),
-        ([0.1, 0.3, 0.4, 0.7], "appear to be x1 y1 x2 y2 as shares"),
-        ([0.25, 0.5, 0.3, 0.4], "appear to be YOLO's"),
+        ([0.1, 0.3, 0.3, 0.4], "appear to be normalised by the image size"),
+        ([0.1, 0.3, 0.4, 0.7], "appear to be x1 y1 x2 y2, normalised"),
+        ([0.25, 0.5, 0.3, 0.4], "appear to be in YOLO format"),
         ([2, 6.5, 6, 3.5], "do not fit the masks"),
     ],
 )
@@ -273,19 +274,19 @@ SQUARE_RUNS = [23, 4, 6, 4, 6, 4, 6, 4, 6, 4, 6, 4, 123]  # rows 3 to 6 in colum
 @pytest.mark.parametrize(
     ("mask", "form"),
     [
-        (SQUARE, "polygon that is not in a list of its own"),
-        ([[2, 3], [8, 3], [8, 7], [2, 7]], "polygon as a list of points"),
-        ([[[2, 3], [8, 3], [8, 7], [2, 7]]], "polygon as a list of points"),
-        ([[[2, 3]], [[8, 3]], [[8, 7]], [[2, 7]]], "polygon as a list of points"),  # OpenCV
-        ([[[[2, 3]], [[8, 3]], [[8, 7]], [[2, 7]]]], "polygon as a list of points"),
-        (SQUARE_RUNS, "run lengths in the place of polygons"),
-        ([SQUARE_RUNS], "run lengths in the place of polygons"),
+        (SQUARE, "polygon that is not nested in a list"),
+        ([[2, 3], [8, 3], [8, 7], [2, 7]], "polygon given as a list of points"),
+        ([[[2, 3], [8, 3], [8, 7], [2, 7]]], "polygon given as a list of points"),
+        ([[[2, 3]], [[8, 3]], [[8, 7]], [[2, 7]]], "polygon given as a list of points"),  # OpenCV
+        ([[[[2, 3]], [[8, 3]], [[8, 7]], [[2, 7]]]], "polygon given as a list of points"),
+        (SQUARE_RUNS, "run lengths in place of polygons"),
+        ([SQUARE_RUNS], "run lengths in place of polygons"),
     ],
 )
 def test_masks_of_other_forms_are_recognised(tmp_path: Path, mask: Any, form: str) -> None:
     data = read(tmp_path, document({"segmentation": mask}, {"category_id": 2}))
     assert data.report.dropped == ()
-    assert data.report.repaired == (Finding(f"{form}, read as such", 1, (100,)),)
+    assert data.report.repaired == (Finding(f"{form}, accepted", 1, (100,)),)
     masks = data.instances[0].masks(8)
     np.testing.assert_array_equal(masks[0], masks[1])
     np.testing.assert_array_equal(data.instances[0].boxes[0], [2, 3, 8, 7])
@@ -295,7 +296,7 @@ def test_masks_of_other_forms_are_recognised(tmp_path: Path, mask: Any, form: st
 def test_area_that_contradicts_the_mask_is_left_out(tmp_path: Path, area: float) -> None:
     data = read(tmp_path, document({"area": area}, {"area": 30, "category_id": 2}))
     np.testing.assert_array_equal(data.fields[0].areas, [np.nan, 30])
-    reason = "area that contradicts the mask, computed from it"
+    reason = "area that contradicts the mask, computed from the mask"
     assert data.report.repaired == (Finding(reason, 1, (100,)),)
 
 
@@ -319,8 +320,8 @@ def test_repetitions_are_noted(tmp_path: Path) -> None:
         (images / name).touch()
     data = read(tmp_path, content, images)
     assert data.report.noted == (
-        Finding("image file under several ids", 1, (str(images / "a.png"),), "file"),
-        Finding("annotation that repeats another one", 2, (102, 104)),
+        Finding("image file with several ids", 1, (str(images / "a.png"),), "file"),
+        Finding("duplicate annotation", 2, (102, 104)),
     )
     assert len(data.instances[0]) == 5
 
@@ -379,7 +380,7 @@ def test_file_names_may_lead_outside_if_allowed(tmp_path: Path) -> None:
 def test_coordinates_in_shares_of_the_image_are_rejected(tmp_path: Path) -> None:
     shares = [0.1, 0.3, 0.4, 0.3, 1.0, 0.7]
     (fault,) = faults_of(tmp_path, document(*[{"segmentation": [shares]}] * 3)).faults
-    assert "in shares of the image's size (the largest coordinate is 1)" in fault
+    assert "normalised coordinates (the largest is 1)" in fault
 
 
 def test_images_beyond_31_bits_and_broken_names_are_rejected(tmp_path: Path) -> None:
@@ -388,7 +389,7 @@ def test_images_beyond_31_bits_and_broken_names_are_rejected(tmp_path: Path) -> 
     content["categories"][0]["name"] = "\ud800"
     assert faults_of(tmp_path, content).faults == (
         "images of more than 2147483647 pixels: 1 (image 3)",
-        "broken text: 1 (name '\\ud800')",
+        "text that is not valid Unicode: 1 (name '\\ud800')",
     )
 
 

@@ -265,5 +265,5 @@ def test_find_images(tmp_path: Path) -> None:
     ]  # any suffix if given by name
     assert find_images([tmp_path / "**" / "*"]) == [*folder, tmp_path / "sub.png" / "c.tif"]
     for absent in ("absent", "*.bmp"):
-        with pytest.raises(FileNotFoundError, match="not a file or folder"):
+        with pytest.raises(FileNotFoundError, match="neither a file or folder"):
             find_images([tmp_path / absent])

@@ -71,7 +71,7 @@ def test_codes_of_no_points_and_of_missing_points() -> None:
     for name, parameter in [*head.codes.named_parameters(), *head.mask_tower.named_parameters()]:
         assert parameter.grad is not None, name  # otherwise processes would wait for each other
         assert parameter.grad.abs().sum() == 0
-    with pytest.raises(IndexError, match="0 to 29"):
+    with pytest.raises(IndexError, match="0 and 29"):
         codes[none.new_zeros(2), torch.tensor([3, 30])]
 
 
@@ -131,7 +131,7 @@ def test_pyramid_has_three_or_five_levels() -> None:
         (1, 12, 1, 1),
     ]
     assert len(FPN((8, 16, 24), 12, 3)(maps)) == 3
-    with pytest.raises(ValueError, match="3 or 5 levels, not 4"):
+    with pytest.raises(ValueError, match="3 or 5 levels, got 4"):
         FPN((8, 16, 24), 12, 4)
 
 

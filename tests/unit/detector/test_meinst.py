@@ -86,7 +86,7 @@ def test_results_can_be_changed_in_place(tiny_model: MEInst) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distance_limits": (64,)}, "distance_limits has 1 .+5 strides"),
+        ({"distance_limits": (64,)}, "distance_limits must .+ got 1 for 5 strides"),
         ({"strides": (8, 16, 32, 48, 100)}, "strides must double"),
         ({"distance_limits": (64, 32, 256, 512)}, "distance_limits must be positive"),
         ({"channels": 100}, "channels = 100 .+norm_groups = 32"),
@@ -99,9 +99,9 @@ def test_rejects_sizes_that_do_not_fit_together(changes: dict, message: str) -> 
 
 def test_strides_must_match_the_backbone(tiny_model: MEInst) -> None:
     options = ModelOptions(backbone="test_efficientnet", strides=(4, 8, 16, 32, 64))
-    with pytest.raises(ValueError, match=r"strides \(4, 8, 16, 32, 64\)"):
+    with pytest.raises(ValueError, match=r"strides .* got \(4, 8, 16, 32, 64\)"):
         MEInst(("a",), tiny_model.codec, options)
-    with pytest.raises(ValueError, match="class_names is empty"):
+    with pytest.raises(ValueError, match="class_names must contain"):
         MEInst((), tiny_model.codec)
 
 
@@ -146,6 +146,6 @@ def test_variants_of_the_head_predict_and_train(tiny_model: MEInst, changes: dic
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_prediction_in_another_precision_is_refused(dtype: torch.dtype) -> None:
     model = make_tiny_model().to(dtype)
-    with pytest.raises(ValueError, match=rf"float32, this one is in {dtype}"):
+    with pytest.raises(ValueError, match=rf"float32, got {dtype}"):
         model.predict(np.zeros((40, 50, 3), dtype=np.uint8))
     assert len(model.float().predict(np.zeros((40, 50, 3), dtype=np.uint8))) > 0

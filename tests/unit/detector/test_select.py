@@ -179,9 +179,9 @@ def test_options_out_of_range_are_named(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("max_detections", 1.5, "a whole number"),
-        ("max_detections", "20", "a whole number"),
-        ("max_detections", True, "a whole number"),
+        ("max_detections", 1.5, "an integer"),
+        ("max_detections", "20", "an integer"),
+        ("max_detections", True, "an integer"),
         ("score_threshold", "0.5", "a number"),
         ("score_threshold", math.nan, "between 0 and 1"),
     ],

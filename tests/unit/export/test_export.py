@@ -125,7 +125,7 @@ def test_rejects_a_folder_that_cannot_be_renamed(
     tiny_model: MEInst, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileExistsError, match="cannot be renamed"):
+    with pytest.raises(FileExistsError, match="cannot be replaced"):
         export_model(tiny_model, Path())
     export_model(tiny_model, Path("new"))
 

@@ -30,10 +30,10 @@ def test_stretched_images() -> None:
     same = ImageNotes(Stretch(0, 255, "percentile", "uint16"))
     lines = summary_of(first, second, fixed, same)
     assert len(lines) == 3
-    assert lines[0].startswith("note: 1 image of type float32: 0 to 4095 shown as 0 to 255")
-    assert lines[1].startswith("note: 1 image of type uint16: 0 to 255 shown as 0 to 255")
-    assert "2 images of type uint16: percentiles 0.1 and 99.9 of each image shown" in lines[2]
-    assert "(the first: 1.tif, 2000 to 4133)" in lines[2]
+    assert lines[0].startswith("note: 1 image of type float32: 0 to 4095 scaled to 0 to 255")
+    assert lines[1].startswith("note: 1 image of type uint16: 0 to 255 scaled to 0 to 255")
+    assert "2 images of type uint16: percentiles 0.1 and 99.9 of each image scaled" in lines[2]
+    assert "(for example 1.tif, 2000 to 4133)" in lines[2]
     assert first.warnings == []
 
 
@@ -41,7 +41,7 @@ def test_pages_left_out() -> None:
     notes = ImageNotes(pages=20)
     (line,) = summary_of(notes, NO_NOTES, ImageNotes(pages=3))
     assert line.startswith("warning: 2 images with several pages")
-    assert "21 were left out (the first: 1.tif, 20 pages)" in line
+    assert "21 were left out (for example 1.tif, 20 pages)" in line
     assert notes.warnings == ["only the first of 20 pages or frames is used."]
 
 
@@ -64,7 +64,7 @@ def test_images_that_are_shrunk_too_much(shrink: float, side: float | None, expe
     lines = summary_of(notes, notes)
     assert len(lines) == len(notes.warnings) == expected
     if expected:
-        assert lines[0].startswith("warning: 2 images too large")
+        assert lines[0].startswith("warning: 2 images shrunk so much")
         # Objects of 12 pixels in the network's input are found.
         assert f"smaller than about {12 * shrink:.0f} pixels" in lines[0]
         assert f"{12 * shrink:.0f} pixels" in notes.warnings[0]

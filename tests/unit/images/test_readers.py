@@ -222,7 +222,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("two.tif", "has 2 channels"),
         ("jxr.tif", "compression JPEGXR"),
         ("complex.tif", "complex64"),
-        ("lab.tif", "kind CIELAB"),
+        ("lab.tif", "interpretation CIELAB"),
     ):
         with pytest.raises(ImageError, match=message) as caught:
             load_image(tmp_path / name)

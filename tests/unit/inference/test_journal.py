@@ -107,7 +107,7 @@ def test_without_a_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resume", [False, True])
 def test_other_files_of_this_name_are_kept(tmp_path: Path, content: str, resume: bool) -> None:
     (tmp_path / JOURNAL).write_text(content)
-    with pytest.raises(FileExistsError, match="not a journal"):
+    with pytest.raises(FileExistsError, match="not written by"):
         Journal(tmp_path, HEADER, resume=resume)
     assert (tmp_path / JOURNAL).read_text() == content
 

@@ -148,7 +148,7 @@ def test_arguments_are_not_changed_and_instances_are_independent() -> None:
         ([0.0, 0, 1, 1, 2], [[0.0, 0, 1, 1]], "part 1 has 5"),
         ([0.0, 0, 1, np.nan, 2, 3], [[0.0, 0, 1, 1]], "part 1 contains NaN"),
         ([0.0, 0, 1, 1, 2, 3], [[0.0, 0, np.inf, 1]], "box 0 is"),
-        ([0.0, 0, 1, 1, 2, 3], np.zeros((2, 4)), r"\(1, 4\).*found \(2, 4\)"),
+        ([0.0, 0, 1, 1, 2, 3], np.zeros((2, 4)), r"\(1, 4\).*got \(2, 4\)"),
     ],
 )
 def test_faulty_polygons_are_rejected(
@@ -251,7 +251,7 @@ def test_faulty_bitmaps_are_rejected() -> None:
         sample_bitmaps([np.zeros((4, 4))], offsets, box, 28)  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"bitmap 0 is bool of shape \(4,\)"):
         sample_bitmaps([np.zeros(4, dtype=bool)], offsets, box, 28)
-    with pytest.raises(ValueError, match=r"offsets must be \(1, 2\).*found \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"offsets must be \(1, 2\).*got \(2, 2\)"):
         sample_bitmaps([np.zeros((4, 4), dtype=bool)], np.zeros((2, 2), dtype=np.int64), box, 28)
     with pytest.raises(ValueError, match="Boxes must be finite"):
         sample_bitmaps([np.zeros((4, 4), dtype=bool)], offsets, box * np.nan, 28)

@@ -106,7 +106,7 @@ def _pair(scores: CodecScores, codec: Codec, files: list[CocoData], n: int) -> P
     if same.sum() != len(measured):
         raise ValueError(
             f"{file.annotations}: image {scores.image_ids[n]} has {len(measured)} instances, but "
-            f"scores of {same.sum()}. Use the annotations that were measured."
+            f"{same.sum()} scores; use the annotations that the scores were computed from."
         )
     instance = instances.select(measured[[same[:n].sum()]])
     name = file.class_names[instance.labels[0]]

@@ -70,7 +70,7 @@ def parse_masks(masks: Sequence[Any], sizes: Floats, faults: Faults) -> ParsedMa
     for row, (mask, (height, width)) in enumerate(zip(masks, sizes.tolist(), strict=True)):
         shapes[row], form = rewrite_mask(mask, int(height), int(width))
         if form is not None:
-            rewritten.setdefault(f"{form}, read as such", []).append(row)
+            rewritten.setdefault(f"{form}, accepted", []).append(row)
     outlined = np.array([isinstance(shape, list) and bool(shape) for shape in shapes], np.bool_)
     filled = np.array([isinstance(shape, dict) for shape in shapes], np.bool_)
     faults.note("no mask", ~outlined & ~filled)
@@ -137,8 +137,8 @@ class ParsedPolygons:
         far = _far_parts(numbers, lengths, sizes[owners])
         numbers[np.repeat(far, lengths)] = 0  # so that no computation overflows
         reasons = {
-            "of fewer than three points": lengths < _SHORTEST,
-            "of an odd number of coordinates": lengths % 2 == 1,
+            "with fewer than three points": lengths < _SHORTEST,
+            "with an odd number of coordinates": lengths % 2 == 1,
             "far outside the image": far,
             "whose outline is too long": _long_parts(numbers, lengths),
         }
@@ -155,7 +155,7 @@ class ParsedPolygons:
         self.part_starts = piece_starts(lengths[usable])
         self.instance_starts = piece_starts(counts_usable)
         thick = np.bincount(self._owners[~self._flat()], minlength=count)
-        faults.note("mask of no area", present & (thick == 0))
+        faults.note("mask with zero area", present & (thick == 0))
 
     def _relative(self) -> tuple[Floats, Floats, Integers, Integers]:
         """Points relative to the first of their part, their parts, and the first point of each."""
@@ -256,9 +256,9 @@ def _read_bitmap(rle: Any, size: Floats) -> Bitmap | str:
     height, width = int(size[0]), int(size[1])
     given = rle.get("size")
     if given != [height, width]:
-        return "RLE of another size than its image"
+        return "RLE whose size differs from its image"
     if any(type(side) is not int for side in given):  # equal, but evaluators reject them
-        return "RLE whose size is not integers"
+        return "RLE whose size is not two integers"
     counts = rle.get("counts")
     try:
         if isinstance(counts, str):
@@ -271,7 +271,7 @@ def _read_bitmap(rle: Any, size: Floats) -> Bitmap | str:
     except (ValueError, OverflowError) as error:
         return f"broken RLE: {error}"
     if bitmap is None:
-        return "mask of no area"
+        return "mask with zero area"
     x1, y1, x2, y2 = bitmap.box
     if (x2 - x1) * (y2 - y1) > MAX_BITMAP:
         return f"mask whose box has more than {MAX_BITMAP} pixels"
@@ -317,7 +317,7 @@ def parse_boxes(given: Sequence[Any]) -> tuple[Floats, dict[str, Truths]]:
     return boxes, {
         "missing box": missing,
         "box that is not four finite numbers": wrong,
-        "box of no area": empty,
+        "box with zero area": empty,
     }
 
 

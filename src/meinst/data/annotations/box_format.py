@@ -40,9 +40,9 @@ def _fault(boxes: Floats, bounds: Floats, sizes: Floats) -> str | None:
     candidates = {
         "appear to be x1 y1 x2 y2": boxes,
         "appear to be the centre, width and height": _from_centre(boxes),
-        "appear to be shares of the image's size": _from_corner_and_size(boxes) * scale,
-        "appear to be x1 y1 x2 y2 as shares of the image's size": boxes * scale,
-        "appear to be YOLO's, shares of the image's size from the centre": _from_centre(boxes)
+        "appear to be normalised by the image size": _from_corner_and_size(boxes) * scale,
+        "appear to be x1 y1 x2 y2, normalised by the image size": boxes * scale,
+        "appear to be in YOLO format (normalised centre, width and height)": _from_centre(boxes)
         * scale,
     }
     scores = {name: _median_iou(corners, bounds) for name, corners in candidates.items()}

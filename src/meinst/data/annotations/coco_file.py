@@ -142,7 +142,11 @@ class _FileChecks:
         names = _repeated(e["name"] for e in categories)
         self._add(names, "duplicate names in categories", "name")
         texts = [e["name"] for e in categories] + [e["file_name"] for e in self.images if named]
-        self._add([ascii(text) for text in texts if not _is_unicode(text)], "broken text", "name")
+        self._add(
+            [ascii(text) for text in texts if not _is_unicode(text)],
+            "text that is not valid Unicode",
+            "name",
+        )
         for name in ("images", "categories"):
             if not document[name]:
                 self.faults.append(f"{name} is empty")
@@ -158,7 +162,9 @@ class _FileChecks:
         names = [entry["file_name"] for entry in self.images]
         if not allow_outside:
             outside = [name for name in names if leads_outside(name)]
-            remedy = "file names that lead out of the image folder, which --allow-outside permits"
+            remedy = (
+                "file names that lead out of the image folder (allow them with --allow-outside)"
+            )
             self._add(outside, remedy, "file")
         present = {entry.name for entry in os.scandir(folder)}  # one call for a hundred thousand
         missing = [
@@ -192,8 +198,8 @@ class _FileChecks:
         whole = np.array_equal(numbers, numbers.round())  # then these are pixels near the corner
         if not whole and numbers.min() >= 0 and numbers.max() <= 1:
             self.faults.append(
-                "the polygons are in shares of the image's size (the largest coordinate is "
-                f"{numbers.max():g}), not in pixels: multiply x by width and y by height"
+                "the polygons have normalised coordinates (the largest is "
+                f"{numbers.max():g}), not pixels: multiply x by the width and y by the height"
             )
 
     def _entries(

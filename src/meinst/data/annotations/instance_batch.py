@@ -176,7 +176,7 @@ class BatchReader:
 
         for reason, rows in faults.by_reason():
             self.dropped.add(reason, ids[rows])
-        reasons["area that contradicts the mask, computed from it"] = wrong_area
+        reasons["area that contradicts the mask, computed from the mask"] = wrong_area
         for reason, rows in (masks.repaired | reasons).items():
             self.repaired.add(reason, ids[faults.none & rows])
         reason = CROWD_USED if self._crowd_as_instances else CROWD
@@ -225,13 +225,13 @@ class BatchReader:
         """
         if self._box_fault is not None:
             every = np.ones(len(file_boxes), dtype=np.bool_)
-            derived = {f"box of a file whose boxes {self._box_fault}": every}
+            derived = {f"box in a file whose boxes {self._box_fault}": every}
         given = ~np.logical_or.reduce(list(derived.values()))
         boxes, clipped = _clip(_to_corners(file_boxes, ~given, bounds), sizes)
         outside = given & any_of_row(boxes[:, 2:] <= boxes[:, :2])
         apart = any_of_row((bounds[:, :2] > boxes[:, 2:]) | (bounds[:, 2:] < boxes[:, :2]))
         apart &= given & ~outside
-        derived |= {"box outside the image": outside, "box apart from its mask": apart}
+        derived |= {"box outside the image": outside, "box that does not overlap its mask": apart}
         unused = ~given | outside | apart
         boxes[unused] = _clip(bounds, sizes)[0][unused]
         file_boxes[unused] = np.nan

@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import chain
 from typing import Any
 
-FLAT = "polygon that is not in a list of its own"
-POINTS = "polygon as a list of points"
-COUNTS = "run lengths in the place of polygons"
+FLAT = "polygon that is not nested in a list"
+POINTS = "polygon given as a list of points"
+COUNTS = "run lengths in place of polygons"
 
 _SHORTEST = 6  # numbers of the smallest polygon, three points
 

@@ -135,7 +135,7 @@ def test_rejects_scores_of_other_data(data: CocoData) -> None:
     codec = fit(data)
     scores = evaluate_codec(codec, data)
     without = tuple(image.select(np.arange(0)) for image in data.instances)
-    with pytest.raises(ValueError, match="scores of"):
+    with pytest.raises(ValueError, match="scores; use"):
         all_pairs(scores, codec, replace(data, instances=without))
 
 

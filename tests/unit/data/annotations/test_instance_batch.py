@@ -114,7 +114,7 @@ def test_all_instances_dropped() -> None:
     batch = reader.read([entry(1, segmentation=[[2, 3] * 3]), entry(2, segmentation=None)])
     assert len(batch) == 0
     assert batch.masks(7).shape == (0, 7, 7)
-    assert reader.dropped.ids == {"mask of no area": [1], "no mask": [2]}
+    assert reader.dropped.ids == {"mask with zero area": [1], "no mask": [2]}
 
 
 def test_arrays_by_hand() -> None:
@@ -243,16 +243,16 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no parts": ({"segmentation": []}, "no mask"),
     "text for a mask": ({"segmentation": "mask"}, "no mask"),
     "a number for a mask": ({"segmentation": 7}, "no mask"),
-    "two points": ({"segmentation": [[1, 1, 5, 5]]}, "polygon of fewer than three points"),
-    "an odd number": ({"segmentation": [SQUARE[:-1]]}, "polygon of an odd number of coordinates"),
-    "points on a line": ({"segmentation": [[2, 3, 4, 5, 6, 7]]}, "mask of no area"),
-    "points on one point": ({"segmentation": [[2, 3] * 5]}, "mask of no area"),
+    "two points": ({"segmentation": [[1, 1, 5, 5]]}, "polygon with fewer than three points"),
+    "an odd number": ({"segmentation": [SQUARE[:-1]]}, "polygon with an odd number of coordinates"),
+    "points on a line": ({"segmentation": [[2, 3, 4, 5, 6, 7]]}, "mask with zero area"),
+    "points on one point": ({"segmentation": [[2, 3] * 5]}, "mask with zero area"),
     "an RLE of another image": (
         {"segmentation": {"size": [20, 10], "counts": [50, 10, 140]}},
-        "RLE of another size than its image",
+        "RLE whose size differs from its image",
     ),
-    "an RLE of no size": ({"segmentation": {}}, "RLE of another size than its image"),
-    "an empty RLE": ({"segmentation": {"size": [10, 20], "counts": [200]}}, "mask of no area"),
+    "an RLE of no size": ({"segmentation": {}}, "RLE whose size differs from its image"),
+    "an empty RLE": ({"segmentation": {"size": [10, 20], "counts": [200]}}, "mask with zero area"),
     "an RLE that overruns": (
         {"segmentation": {"size": [10, 20], "counts": [50, 10, 141]}},
         "broken RLE: the counts do not fill the image",
@@ -315,12 +315,12 @@ BOX_FAULTS: dict[str, tuple[Any, str]] = {
     "corners": ([[2, 3], [8, 7]], NOT_FOUR),
     "a box with keys": ({"x": 2, "y": 3, "w": 6, "h": 4}, NOT_FOUR),
     "a box from wall to wall": ([float("-inf"), 0, float("inf"), 4], NOT_FOUR),
-    "a box without width": ([2, 3, 0, 4], "box of no area"),
-    "a box of negative height": ([2, 3, 6, -4], "box of no area"),
+    "a box without width": ([2, 3, 0, 4], "box with zero area"),
+    "a box of negative height": ([2, 3, 6, -4], "box with zero area"),
     "a box beyond the image": ([21, 3, 6, 4], "box outside the image"),
     "a box before the image": ([-9, 3, 6, 4], "box outside the image"),
     "a box far away": ([1e308, 3, 1e308, 4], "box outside the image"),
-    "a mask elsewhere": ([12, 3, 6, 4], "box apart from its mask"),
+    "a mask elsewhere": ([12, 3, 6, 4], "box that does not overlap its mask"),
 }
 
 
@@ -344,8 +344,8 @@ def test_faulty_annotation_does_not_affect_others(name: str) -> None:
     entries = random_entries(30)
     plain = new_reader()
     expected = plain.read(entries)
-    assert "mask of no area" in plain.dropped.ids
-    assert "box of no area, taken from the mask" in plain.repaired.ids
+    assert "mask with zero area" in plain.dropped.ids
+    assert "box with zero area, taken from the mask" in plain.repaired.ids
     for place in (0, 13, 30):
         reader = new_reader()
         faulty = entry(999, **copy.deepcopy(changes))
@@ -403,8 +403,8 @@ def test_repaired_instances_are_recorded() -> None:
     assert reader.repaired.ids == {
         "missing box, taken from the mask": [1, 5],
         "box clipped to the image": [2],
-        "polygon part of fewer than three points, ignored": [3],
-        "polygon part of an odd number of coordinates, ignored": [3],
+        "polygon part with fewer than three points, ignored": [3],
+        "polygon part with an odd number of coordinates, ignored": [3],
     }
     assert reader.dropped.ids == {"unknown image id": [6]}
 
