@@ -43,7 +43,7 @@ class _Campaign:
         place = f"{case.target}: {outcome.place}"
         self.faults[place] += 1
         if self.faults[place] == 1:
-            print(f"\n== {place}\n{outcome.detail}", flush=True)
+            print(f"\n== {place}", *map(_short, outcome.detail.splitlines()), sep="\n", flush=True)
             if len(case.content) <= _LARGEST:
                 digest = hashlib.sha256(case.content).hexdigest()[:12]
                 folder = self._corpus / case.target
@@ -62,6 +62,10 @@ class _Campaign:
         return "\n".join(rows)
 
 
+def _short(line: str) -> str:
+    return line[:300].encode("ascii", "backslashreplace").decode()
+
+
 def main() -> int:
     """Run the campaign; the exit code is 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -70,13 +74,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, help="stop a target after this many cases")
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="folder for faulty inputs")
+    parser.add_argument("--bases", type=Path, help="folder of the valid files, to keep them")
     options = parser.parse_args()
     campaign = _Campaign(options.corpus)
     with tempfile.TemporaryDirectory() as folder:
-        bases = Path(folder) / "bases"
-        paths = os.pathsep.join(sys.path[:2])
-        command = [sys.executable, "-m", "fuzz.bases", str(bases)]
-        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": paths})
+        bases = options.bases or Path(folder) / "bases"
+        if not bases.exists():
+            paths = os.pathsep.join(sys.path[:2])
+            command = [sys.executable, "-m", "fuzz.bases", str(bases)]
+            subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": paths})
         with Worker(bases, Path(folder)) as worker:
             _run(options, campaign, bases, worker)
     print(f"\nseed {options.seed}\n\n{campaign.table()}")
@@ -85,9 +91,7 @@ def main() -> int:
     return int(bool(campaign.faults))
 
 
-def _run(
-    options: argparse.Namespace, campaign: _Campaign, bases: Path, worker: Worker
-) -> None:
+def _run(options: argparse.Namespace, campaign: _Campaign, bases: Path, worker: Worker) -> None:
     end = time.monotonic() + 60 * options.minutes
     strategies = {target: STRATEGIES[target](bases) for target in options.target or STRATEGIES}
     strategies = {target: each for target, each in strategies.items() if not each.is_empty}

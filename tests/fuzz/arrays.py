@@ -80,4 +80,6 @@ def _save(value: Any) -> bytes:
 
 
 def _with_header(text: str) -> bytes:
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n" + bytes(64)
+    return (
+        b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n" + bytes(64)
+    )

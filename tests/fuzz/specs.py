@@ -29,25 +29,26 @@ def damaged_safetensors(content: bytes, spec: dict[str, Any]) -> bytes:
     if not (spec["metadata"] or spec["tensors"]):
         return apply_bytes(content, spec["bytes"])
     header, values = split_safetensors(content)
+    names = sorted(header.keys() - {"__metadata__"})
     for key, text in spec["metadata"].items():
         header["__metadata__"][key] = text
         if text is None:
             del header["__metadata__"][key]
     for number, kind, value in spec["tensors"]:
-        names = sorted(header.keys() - {"__metadata__"})
-        values = _edit_tensor(header, values, names[number % len(names)], kind, value)
+        # Each tensor is edited at most once, and none that an edit has added.
+        values = _edit_tensor(header, values, names.pop(number % len(names)), kind, value)
     text = json.dumps(header).encode()
     return apply_bytes(struct.pack("<Q", len(text)) + text + values, spec["bytes"])
 
 
 def _edit_tensor(header: dict[str, Any], values: bytes, name: str, kind: str, value: Any) -> bytes:
     tensor = header[name]
-    start, end = tensor["data_offsets"]
     if kind == "delete":
         del header[name]
     elif kind == "rename":
         header[value] = header.pop(name)
     elif kind == "fill":  # the same byte everywhere: 255 gives NaN
+        start, end = tensor["data_offsets"]
         values = values[:start] + bytes([value]) * (end - start) + values[end:]
     elif kind == "flatten":
         size = 1

@@ -55,8 +55,11 @@ def run_models(path: Path, bases: Path) -> None:
         recipe = load_recipe(path)
         from meinst.codecs.registry import codec_from_options
 
-        with torch.device("meta"):
-            build_model(("a", "b"), recipe, codec_from_options(recipe.codec, ("a", "b")))
+        try:
+            with torch.device("meta"):
+                build_model(("a", "b"), recipe, codec_from_options(recipe.codec, ("a", "b")))
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from error
         return
     _apply_spec(path, bases)
     read_info(path)
@@ -65,8 +68,8 @@ def run_models(path: Path, bases: Path) -> None:
 
 def run_codecs(path: Path, bases: Path) -> None:  # noqa: ARG001
     """Load a codec and use it, or moments."""
-    from meinst.codecs import load_codec, load_moments
     from meinst.codec_tools.report.sheet import describe
+    from meinst.codecs import load_codec, load_moments
 
     if path.name.startswith("moments"):
         moments = load_moments(path)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
 from fuzz.pool import Case, Worker
 from fuzz.strategies import STRATEGIES
 from fuzz.targets import RUN, valid_cases
-from hypothesis import HealthCheck, Phase, given, settings
 
 CORPUS = Path(__file__).parent / "corpus"
 EXAMPLES = {"annotations": 150, "pictures": 250, "models": 120, "codecs": 250, "weights": 150}

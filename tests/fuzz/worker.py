@@ -78,7 +78,8 @@ def _judge(error: BaseException, name: str | None) -> dict[str, str]:
     own = [frame for frame in frames if "/meinst/" in frame.filename and "/src/" in frame.filename]
     last = own[-1] if own else frames[-1]
     place = f"{type(error).__name__} ({fault}) {Path(last.filename).name}:{last.name}"
-    detail = "".join(traceback.format_exception(error, chain=False)[-12:])[-3000:]
+    detail = "".join(traceback.format_exception(error, chain=False)[-12:])
+    detail = "\n".join(line[:300] for line in detail.splitlines()[-30:])
     return {"kind": "fault", "detail": f"{fault}\n{detail}", "place": place}
 
 

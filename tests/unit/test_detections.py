@@ -274,3 +274,11 @@ def test_boxes_and_captions_are_drawn_if_there_is_room():
 def test_rejects_images_that_cannot_be_drawn_on(image, options, message):
     with pytest.raises(ValueError, match=message):
         make().draw(image, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_boxes_and_scores_of_other_float_types_are_drawn(dtype: torch.dtype) -> None:
+    detections = make(boxes=make().boxes.to(dtype), scores=make().scores.to(dtype))
+    drawn = detections.draw(np.zeros((40, 50, 3), np.uint8), boxes=True, captions=True)
+    assert drawn.any()
+    assert len(detections.to_supervision().xyxy) == 3
