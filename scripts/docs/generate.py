@@ -58,6 +58,7 @@ def pages(root: Path) -> dict[str, str]:
         "reference/commands.md": commands_page(),
         "project/changelog.md": _project_page(root / "CHANGELOG.md"),
         "project/contributing.md": _project_page(root / "CONTRIBUTING.md"),
+        "project/security.md": _project_page(root / "SECURITY.md"),
     }
     for card in sorted((root / "src/meinst/models/zoo").glob("*.md")):
         generated[f"reference/models/{card.name}"] = _without_links(card.read_text())

@@ -288,9 +288,9 @@ class Detections:
             compact = CompactMask.merge(parts)
         labels = self.labels.cpu().numpy()
         return Supervised(
-            xyxy=self.boxes.detach().cpu().numpy(),
+            xyxy=self.boxes.detach().cpu().float().numpy(),
             mask=compact,
-            confidence=self.scores.detach().cpu().numpy(),
+            confidence=self.scores.detach().cpu().float().numpy(),
             class_id=labels,
             data={"class_name": np.array(self.class_names, dtype=np.str_)[labels]},
         )
@@ -344,7 +344,7 @@ class Detections:
     def _boxes_in_image(self) -> np.ndarray:
         """The boxes, clipped to the image."""
         height, width = self.image_size
-        boxes: np.ndarray = self.boxes.detach().cpu().numpy()
+        boxes: np.ndarray = self.boxes.detach().cpu().float().numpy()
         return boxes.clip(0, np.array([width, height, width, height]))
 
     def _check_image(self, image: np.ndarray, alpha: float) -> None:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 
+_LONGEST = 2000  # characters of a message
+
 
 def check_range(options: object, low: float, high: float, *names: str) -> None:
     """Reject attributes that are out of range or not numbers; None counts as in range.
@@ -74,7 +76,7 @@ def options_from_dict(kind: type[T], values: Mapping[str, Any], source: str) -> 
         parsed = parser.parse_object({"options": values})
         options: T = parser.instantiate(parsed).options
     except (ArgumentError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {plain_message(error)}") from error
+        raise FileError(f"{source}: {plain_message(error)}") from error
     return options
 
 
@@ -100,7 +102,7 @@ def check_keys(kind: type, values: Any, source: str, prefix: str = "") -> None:
         return  # a section with comments only
     if not isinstance(values, Mapping):
         section = prefix.rstrip(".") or "it"
-        raise ValueError(
+        raise FileError(
             f"{source}: {section} must be a section of options, got {values!r}. Its keys are "
             f"{', '.join(field.name for field in fields(kind))}."
         )
@@ -108,7 +110,7 @@ def check_keys(kind: type, values: Any, source: str, prefix: str = "") -> None:
     known = [field.name for field in fields(kind)]
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f"{source}: {unknown_key(f'{prefix}{key}', known, prefix)}")
+            raise FileError(f"{source}: {unknown_key(f'{prefix}{key}', known, prefix)}")
         if is_dataclass(hints[key]):
             check_keys(hints[key], value, source, f"{prefix}{key}.")
 
@@ -154,6 +156,23 @@ def first_few(items: Sequence[str], limit: int = 8, separator: str = ", ") -> st
     return separator.join(map(printable, items[:limit])) + (
         f"{separator}... ({more} more)" if more > 0 else ""
     )
+
+
+class FileError(ValueError):
+    """A file cannot be used; its message is one printable line of at most 2,000 characters."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str, limit: int = _LONGEST) -> str:
+    """A message in one printable line; the middle is cut out if it is longer than ``limit``.
+
+    The beginning names the file and the end the remedy; what a file contains is between them.
+    """
+    text = printable(" ".join(text.split()))
+    tail = limit // 4
+    return text if len(text) <= limit else f"{text[: limit - tail - 5]} ... {text[-tail:]}"
 
 
 def printable(text: str) -> str:

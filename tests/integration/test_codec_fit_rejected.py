@@ -168,7 +168,7 @@ def test_rejects_impossible_options(
         (("--n-components", 65, "--mask-size", 8, "--kind", "dct"), "(64), got 65"),
         (("--n-components", 65, "--mask-size", 8, "--kind", "autoencoder"), "n_components=65"),
         (("--n-components", 0), "n_components must be at least 1, got 0"),
-        (("--mask-size", 0), "mask_size must be at least 1, got 0"),
+        (("--mask-size", 0), "mask_size must be between 1 and 512, got 0"),
         (("--kind", "grid"), "(784), got 60; use 49"),
         (("--kind", "grid", "--n-components", 49, "--moments", "a"), "--moments a: "),
         (("--kind", "dct", "--per-class"), "needs kind pca, got dct"),

@@ -287,3 +287,11 @@ def test_boxes_far_away_are_rejected(value: float) -> None:
     boxes = torch.tensor([[0.0, 0.0, value, 5.0]])
     with pytest.raises(ValueError, match="coordinates of boxes must be within"):
         make(1, boxes=boxes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_boxes_and_scores_of_other_float_types_are_drawn(dtype: torch.dtype) -> None:
+    detections = make(boxes=make().boxes.to(dtype), scores=make().scores.to(dtype))
+    drawn = detections.draw(np.zeros((40, 50, 3), np.uint8), boxes=True, captions=True)
+    assert drawn.any()
+    assert len(detections.to_supervision().xyxy) == 3

@@ -11,11 +11,13 @@ from torch import Tensor
 from typing_extensions import Self
 
 from meinst.codecs.autoencoder_fit import Layers, fit_layers, run_layers
-from meinst.codecs.base import Codec, binary_masks, checked_codes
+from meinst.codecs.base import Codec, binary_masks, check_mask_size, checked_codes
 from meinst.codecs.clipped_logit import Logits
 from meinst.codecs.linear import checked_config
 from meinst.codecs.options import CodecOptions
+from meinst.options import check_number
 
+_MOST = 10**9  # of hidden units, iterations and masks per step
 _PARTS = ("encoder", "decoder")
 
 
@@ -67,10 +69,11 @@ class AutoencoderCodec(Codec):
             ValueError: if a value is out of range.
         """
         super().__init__()
+        check_mask_size(mask_size)
         size = mask_size * mask_size
-        if mask_size < 1 or not 1 <= n_components <= size:
+        if not 1 <= n_components <= size:
             raise ValueError(
-                f"mask_size must be at least 1 and n_components between 1 and its square, got "
+                f"n_components must be between 1 and mask_size squared, got "
                 f"mask_size={mask_size} and n_components={n_components}."
             )
         for name, value in (
@@ -78,8 +81,7 @@ class AutoencoderCodec(Codec):
             ("iterations", iterations),
             ("batch_size", batch_size),
         ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            check_number(name, value, 1, _MOST, whole=True)
         if not 0 < lr < math.inf:
             raise ValueError(f"lr must be a finite number above 0, got {lr}.")
         self.n_components = n_components

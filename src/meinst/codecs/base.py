@@ -14,7 +14,8 @@ from typing_extensions import Self
 
 from meinst.codecs.clipped_logit import Logits
 from meinst.codecs.codec_file import CodecFile, read_codec_file, write_codec_file
-from meinst.codecs.options import CodecKind, CodecOptions
+from meinst.codecs.options import MAX_MASK_SIZE, CodecKind, CodecOptions
+from meinst.options import check_number
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -222,15 +223,17 @@ class Codec(nn.Module, ABC):
         if file.kind != cls.kind:
             raise file.error(f"its kind must be {cls.kind!r}", repr(file.kind))
         try:
-            codec = cls.from_config(file.config)
+            with torch.device("meta"):  # no memory before the sizes are checked
+                shapes = cls.from_config(file.config).state_dict()
         except ValueError as error:
             raise file.error("its config must match its kind", str(error)) from error
-        state = codec.state_dict()
-        for name, buffer in state.items():
+        state = {}
+        for name, buffer in shapes.items():
             array = file.require(cls._file_name(name), tuple(buffer.shape))
             if array.dtype.kind != "f":
                 raise file.error(f"{cls._file_name(name)} must be floating point", array.dtype)
             state[name] = torch.from_numpy(array.astype(np.float32))
+        codec = cls.from_config(file.config)
         codec.load_state_dict(state)
         if not codec.fitted:
             raise file.error("it must hold a fitted codec", "zeros only")
@@ -247,6 +250,15 @@ class Codec(nn.Module, ABC):
                 f"This {type(self).__name__} instance is not fitted yet. Call 'fit' with masks, "
                 f"or load a fitted codec, before using it."
             )
+
+
+def check_mask_size(mask_size: int) -> None:
+    """Check the side of a codec's masks.
+
+    Raises:
+        ValueError: if it is out of range.
+    """
+    check_number("mask_size", mask_size, 1, MAX_MASK_SIZE, whole=True)
 
 
 def binary_masks(masks: Tensor, mask_size: int) -> Tensor:

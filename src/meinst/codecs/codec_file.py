@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meinst.files import check_archive, write_atomically
+from meinst.options import FileError
 
 VERSION = 1
 _TAGS = ("kind", "version", "config")
@@ -32,7 +33,7 @@ _HEADER_SIZE = 10_000  # characters; NumPy's own limit for files that are not tr
 _DAMAGED = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-class CodecFileError(ValueError):
+class CodecFileError(FileError):
     """A file does not hold a codec, or sums over masks, of the expected kind."""
 
     def __init__(self, path: Path, rule: str, found: object) -> None:
@@ -154,9 +155,14 @@ def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     read_header = _HEADERS.get(version)
     if read_header is None:
         raise ValueError(f"an array of format {version}")
-    shape, fortran, dtype = read_header(file, max_header_size=_HEADER_SIZE)
+    try:
+        shape, fortran, dtype = read_header(file, max_header_size=_HEADER_SIZE)
+    except Exception as error:  # besides ValueError, whatever its parsers raise
+        raise ValueError(f"a damaged header ({type(error).__name__}: {error})") from error
     if dtype.hasobject:
         raise ValueError("objects")
+    if any(isinstance(side, bool) or side < 0 for side in shape):
+        raise ValueError(f"an array of shape {shape}")
     declared = math.prod(shape) * dtype.itemsize
     if declared > size:
         raise ValueError(f"an array of shape {shape} in {size} bytes")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
-from meinst.codecs.base import Codec, binary_masks, checked_codes
+from meinst.codecs.base import Codec, binary_masks, check_mask_size, checked_codes
 from meinst.codecs.clipped_logit import LOGIT, Logits
 from meinst.codecs.linear import checked_config
 from meinst.codecs.options import CodecOptions
@@ -39,6 +39,7 @@ class GridCodec(Codec):
             ValueError: if a size is out of range.
         """
         super().__init__()
+        check_mask_size(mask_size)
         side = math.isqrt(max(n_components, 0))
         if side < 1 or side**2 != n_components or side > mask_size:
             nearest = max(1, min(side, mask_size)) ** 2

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from meinst.codecs.base import Codec, binary_masks, checked_codes, checked_labels
+from meinst.codecs.base import (
+    Codec,
+    binary_masks,
+    check_mask_size,
+    checked_codes,
+    checked_labels,
+)
 from meinst.codecs.clipped_logit import LOGIT, Logits, clipped_logits
 from meinst.codecs.moments import ClassMoments, Moments
 from meinst.options import first_few
@@ -52,8 +58,7 @@ class LinearCodec(Codec):
     ) -> None:
         """Check and store the hyper-parameters, and allocate the learned buffers."""
         super().__init__()
-        if mask_size < 1:
-            raise ValueError(f"mask_size must be at least 1, got {mask_size}.")
+        check_mask_size(mask_size)
         size = mask_size * mask_size
         if not 1 <= n_components <= size:
             raise ValueError(

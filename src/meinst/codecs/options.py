@@ -11,6 +11,9 @@ from meinst.options import check_range
 CodecKind = Literal["pca", "dct", "grid", "autoencoder"]
 """Kinds of codecs; ``meinst.codecs.registry.CODECS`` maps them to classes."""
 
+MAX_MASK_SIZE = 512
+"""Largest side of masks in pixels; published models have 28, and more than 128 gain nothing."""
+
 
 @dataclass(frozen=True)
 class CodecOptions:
@@ -41,7 +44,8 @@ class CodecOptions:
 
     def __post_init__(self) -> None:
         """Reject values that are out of range or do not apply to the kind of codec."""
-        check_range(self, 1, math.inf, "n_components", "mask_size")
+        check_range(self, 1, MAX_MASK_SIZE, "mask_size")
+        check_range(self, 1, math.inf, "n_components")
         check_range(self, 0, math.inf, "shrinkage")
         if self.per_class and self.kind != "pca":
             raise ValueError(

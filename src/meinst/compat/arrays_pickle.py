@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import pickle
+import struct
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +120,20 @@ for _core in ("numpy.core", "numpy._core"):
     _NAMES[f"{_core}.numeric", "_frombuffer"] = _ArrayMaker
 
 
-class _Reader(pickle.Unpickler):
+def _load_bytearray(reader: Any) -> None:
+    """Read a bytearray; Python's own function allocates the declared size first."""
+    (size,) = struct.unpack("<Q", reader.read(8))
+    reader.append(bytearray(reader.read(size)))
+
+
+class _Reader(pickle._Unpickler):
+    """Python's reader in Python; the one in C takes memory for any index that a file names."""
+
+    dispatch: ClassVar = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _NAMES[module, name]

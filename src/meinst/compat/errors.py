@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from meinst.options import FileError
 
-class ForeignFileError(ValueError):
+
+class ForeignFileError(FileError):
     """A foreign file that cannot be converted, or a model without a foreign counterpart."""

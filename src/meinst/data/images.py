@@ -28,6 +28,7 @@ from meinst.images.readers import (
 )
 from meinst.images.search import find_images as find_images
 from meinst.images.search import unreadable_kind
+from meinst.options import FileError
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
@@ -35,7 +36,7 @@ ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 _HEAD = 64  # bytes that tell the format of a file
 
 
-class ImageError(ValueError):
+class ImageError(FileError):
     """An image cannot be used; the message gives the file, the reason and the remedy."""
 
 

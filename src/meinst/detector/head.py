@@ -40,7 +40,7 @@ class HeadOptions:
     def __post_init__(self) -> None:
         """Reject negative and absurd numbers."""
         check_range(self, 0, 64, "num_convs", "num_shared_convs")
-        check_range(self, 0, math.inf, "norm_groups")
+        check_range(self, 0, 4096, "norm_groups")
 
 
 class Tower(nn.Sequential):

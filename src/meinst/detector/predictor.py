@@ -7,7 +7,6 @@ detections. :class:`meinst.detector.meinst.MEInst` is the PyTorch network;
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -33,6 +32,9 @@ from meinst.options import check_range
 from meinst.types import HeadOutputs
 
 ModelInput: TypeAlias = "ImageLike | ResizedImage"
+MAX_CHANNELS = 4096
+"""Largest number of channels of the pyramid and the head; published models have 256."""
+
 PAD_MULTIPLE = 32  # the coarsest stride of common backbones
 
 if hasattr(os, "register_at_fork"):
@@ -79,8 +81,8 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Reject sizes that do not fit together."""
-        check_range(self, 1, math.inf, "channels")
-        check_range(self, 0, math.inf, "pyramid_norm_groups", "refine_channels")
+        check_range(self, 1, MAX_CHANNELS, "channels")
+        check_range(self, 0, MAX_CHANNELS, "pyramid_norm_groups", "refine_channels")
         if not self.backbone_levels or any(b <= a for a, b in pairwise(self.backbone_levels)):
             raise ValueError(
                 f"backbone_levels must be increasing and not empty, got {self.backbone_levels}."

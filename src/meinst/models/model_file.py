@@ -13,7 +13,7 @@ from meinst.codecs import Codec, codec_from_config
 from meinst.detector.predictor import Predictor
 from meinst.files import write_atomically
 from meinst.models.recipe import Recipe
-from meinst.options import first_few, options_from_dict, options_to_dict
+from meinst.options import FileError, first_few, options_from_dict, options_to_dict
 
 MODEL_FORMAT = "meinst-1"
 EXPORT_FORMAT = "meinst-export-1"
@@ -24,7 +24,7 @@ _SOURCES = {
 _METADATA = ("class_names", "codec", "recipe", "metrics")
 
 
-class ModelFileError(ValueError):
+class ModelFileError(FileError):
     """A file that is not a model, or does not match its own description."""
 
 

@@ -13,7 +13,16 @@ from meinst.detector.losses import LossOptions
 from meinst.detector.predictor import ModelOptions
 from meinst.detector.select import SelectOptions
 from meinst.images.intensity import InputOptions
-from meinst.options import check_keys, check_range, options_from_dict, options_to_dict
+from meinst.options import (
+    FileError,
+    check_keys,
+    check_range,
+    one_line,
+    options_from_dict,
+    options_to_dict,
+)
+
+_MOST_VALUES = 10_000
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -153,32 +162,42 @@ def _read_values(
     name_or_path: str | Path, parents: tuple[Path, ...]
 ) -> tuple[dict[str, Any], Path]:
     """The values of a recipe file merged over those of its bases, and the file's path."""
-    path = Path(name_or_path)
-    if not path.is_file():
-        path = RECIPES / f"{name_or_path}.yaml"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"recipe {str(name_or_path)!r} is neither a file nor one of "
-                f"{', '.join(list_recipes())}."
-            )
+    path = _find(name_or_path, f"{parents[-1]}: base" if parents else "recipe")
     values = _read_yaml(path)
     base = values.pop("base", None)
     check_keys(Recipe, values, str(path))
     if base is None:
         return values, path
     if path.resolve() in parents:
-        raise ValueError(f"{path}: base leads back to this file; name another recipe.")
+        raise FileError(f"{path}: base leads back to this file; name another recipe.")
     # A path is relative to the folder of the file.
     sibling = path.parent / str(base)
-    below, _ = _read_values(sibling if sibling.is_file() else str(base), (*parents, path.resolve()))
+    below, _ = _read_values(sibling if _is_file(sibling) else str(base), (*parents, path.resolve()))
     return _merge(below, values), path
+
+
+def _find(name_or_path: str | Path, noun: str) -> Path:
+    """The file of a recipe; ``noun`` begins the message of the error if there is none."""
+    for path in (Path(name_or_path), RECIPES / f"{name_or_path}.yaml"):
+        if _is_file(path):
+            return path
+    message = f"{noun} {str(name_or_path)!r} is neither a file nor one of "
+    raise FileNotFoundError(one_line(f"{message}{', '.join(list_recipes())}."))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # for example, a name that is too long
+        return False
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: if it is not valid YAML, holds no mapping, or repeats a key.
+        FileError: if it is not valid YAML, holds no mapping, repeats a key, or would grow beyond
+            any recipe by its aliases.
     """
     import yaml
 
@@ -190,19 +209,41 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             keys = [self.construct_object(key, deep) for key in own]
             for key in keys:
                 if keys.count(key) > 1:
-                    raise ValueError(f"{path}: the key {key} is given twice; keep one of them.")
+                    raise FileError(f"{path}: the key {key} is given twice; keep one of them.")
             return super().construct_mapping(node, deep)
 
     try:
         # The loader is a safe one: nothing in the file is executed.
         values = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    except FileError:
+        raise
+    # Besides its own errors: dates and numbers that do not exist, keys that are lists, brackets.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise FileError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(
+        raise FileError(
             f"{path}: a recipe must be a mapping of options, not a {type(values).__name__}"
         )
+    if _count_values(values, {}) > _MOST_VALUES:
+        raise FileError(
+            f"{path}: a recipe has at most {_MOST_VALUES} values; repeat fewer aliases."
+        )
     return values
+
+
+def _count_values(value: Any, known: dict[int, float]) -> float:
+    """Number of values at any depth, those of an alias as often as it is used; infinite in a loop.
+
+    Each object is counted once, so that a file whose aliases stand for billions of values takes no
+    time.
+    """
+    if not isinstance(value, (dict, list, tuple, set)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is known: it contains itself
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count_values(each, known) for each in inner)
+    return known[id(value)]
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

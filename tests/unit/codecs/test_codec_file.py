@@ -1,6 +1,8 @@
 import io
+import json
 import os
 import pickle
+import resource
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from meinst.codecs import CodecFileError, PCACodec
+from meinst.codecs import CodecFileError, PCACodec, load_codec
+from meinst.codecs.registry import CODECS
 
 
 def masks() -> torch.Tensor:
@@ -210,6 +213,49 @@ def test_config_that_python_cannot_parse(config: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "deep.npz", **tags)
     with pytest.raises(CodecFileError, match="its config must be JSON"):
         PCACodec.load(tmp_path / "deep.npz")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "(" * 300,
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'9' * 5000},), }}",
+        "{'descr': None, 'fortran_order': None, 'shape': None}",
+    ],
+)
+def test_headers_that_numpy_cannot_parse(fields: str, tmp_path: Path) -> None:
+    header = b"\x93NUMPY\x01\x00" + len(fields).to_bytes(2, "little") + fields.encode()
+    path = npz(tmp_path / "header.npz", {"mean_c.npy": header + bytes(64)})
+    with pytest.raises(CodecFileError, match=r"header\.npz.*arrays of numbers") as caught:
+        PCACodec.load(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 2000
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("pca", {"n_components": 60_000, "mask_size": 300}),
+        ("dct", {"n_components": 60_000, "mask_size": 300}),
+        ("pca", {"n_components": 1, "mask_size": 10**6}),
+        ("dct", {"n_components": 1, "mask_size": 2**70}),
+        ("grid", {"n_components": 1, "mask_size": 2**40}),
+        ("autoencoder", {"n_components": 1, "mask_size": 2**70}),
+        ("autoencoder", {"n_components": 1, "mask_size": 8, "hidden": 10**8}),
+        ("autoencoder", {"n_components": 1, "mask_size": 8, "hidden": 2**70}),
+    ],
+)
+def test_declared_sizes_take_no_memory(kind: str, sizes: dict[str, int], tmp_path: Path) -> None:
+    config = CODECS[kind](1, 8).get_config() | sizes
+    tags = {"kind": np.array(kind), "version": np.array(1), "config": np.array(json.dumps(config))}
+    path = tmp_path / "large.npz"
+    np.savez(path, **tags)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CodecFileError, match=r"large\.npz"):
+        load_codec(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kilobytes
 
 
 def test_a_damaged_archive(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_faulty_arguments() -> None:
         PCACodec(65, 8)
     with pytest.raises(ValueError, match="got 0"):
         PCACodec(0, 8)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="between 1 and 512, got 0"):
         PCACodec(1, 0)
     codec = fitted()
     with pytest.raises(ValueError, match=r"shape \(N, 8, 8\), got \(1, 28, 28\)"):

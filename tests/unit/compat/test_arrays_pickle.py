@@ -1,5 +1,7 @@
+import contextlib
 import os
 import pickle
+import resource
 import struct
 from collections import OrderedDict
 from pathlib import Path
@@ -141,3 +143,18 @@ def test_repeated_objects_are_converted_once(tmp_path: Path) -> None:
         assert content[0] is content[1]
         content = content[0]
     np.testing.assert_array_equal(content[1], array)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        pickle.LONG_BINPUT + struct.pack("<I", 2**24),  # an index of the memo
+        pickle.NONE + pickle.BYTEARRAY8 + struct.pack("<Q", 2**28),
+    ],
+)
+def test_declared_sizes_take_no_memory(operation: bytes, tmp_path: Path) -> None:
+    path = write(pickle.PROTO + b"\x05" + pickle.EMPTY_DICT + operation + pickle.STOP, tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(ForeignFileError):
+        read_pickle(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**14  # kilobytes

@@ -13,7 +13,7 @@ import numpy as np
 
 from meinst.data.annotations.arrays import Faults, parse_masks
 from meinst.data.annotations.file_names import leads_outside, nearest_files
-from meinst.options import printable
+from meinst.options import FileError, printable
 
 MANY = 0.5
 """Reject files with a larger share of annotations with an unknown image or category."""
@@ -30,7 +30,7 @@ EXAMPLES = 5
 _SAMPLE = 1000  # annotations by which the unit of coordinates is recognised
 
 
-class AnnotationError(ValueError):
+class AnnotationError(FileError):
     """An annotation file that cannot be used.
 
     Attributes:

@@ -1,0 +1,1 @@
+"""Fuzzing: strategies of damaged inputs, and subprocesses that run them."""
