@@ -264,7 +264,7 @@ def test_evaluate_reports_unreadable_images(
     assert main([*arguments, "--annotations", str(annotations)]) == 1
     captured = capsys.readouterr()
     assert "two.png is damaged" in captured.err
-    assert "error: 1 of 6 images count as having no detections" in captured.err
+    assert "error: 1 of 6 images could not be read" in captured.err
     assert "some.json: dropped: 1 x mask outside the image" in captured.err
     assert "COCO metrics" in captured.out
 

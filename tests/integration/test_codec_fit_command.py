@@ -60,7 +60,7 @@ def test_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 0
     assert "meinst codec fit train.json" in capsys.readouterr().out
     assert run("forge") == 2
-    assert "`codec forge`; the commands are fit, merge," in capsys.readouterr().err
+    assert "'codec forge'; choose one of fit, merge," in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

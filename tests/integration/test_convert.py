@@ -229,8 +229,8 @@ def test_backbone_files_are_checked(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init": "photos"}, "--backbone-weights and --init"),
-        ({"random_backbone": True}, "--backbone-weights and --random-backbone"),
+        ({"init": "photos"}, "combined with --init"),
+        ({"random_backbone": True}, "combined with --random-backbone"),
         ({}, "absent"),
     ],
 )

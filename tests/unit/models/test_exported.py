@@ -118,7 +118,7 @@ def test_rejects_other_folders(folder: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert not is_export(empty)
-    with pytest.raises(ModelFileError, match=r"empty: .*not an export"):
+    with pytest.raises(ModelFileError, match=r"empty is not an export"):
         load(empty)
     (folder / "model.xml").write_text("a second graph")
     with pytest.raises(ModelFileError, match="not an export"):
