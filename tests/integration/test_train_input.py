@@ -89,11 +89,11 @@ def test_content_of_the_data_is_logged(
     with caplog.at_level(logging.INFO, "meinst"):
         read_data(make_options(synthetic_data, tmp_path / "out", recipe), recipe)
     text = caplog.text
-    assert "6 images of 64 x 64 to 220 x 200 pixels, 1 without objects" in text
-    assert "9 objects: 5 disc, 4 box, 0 star" in text
-    assert "not used: 1 crowd regions and 0 faulty annotations" in text
+    assert "images: 6 of 64 x 64 to 220 x 200 pixels, 1 without objects" in text
+    assert "objects: 9 (5 disc, 4 box, 0 star)" in text
+    assert "not used: crowd regions 1, faulty annotations 0" in text
     assert "smaller than the finest stride (8 pixels)" in text
-    assert "4 images have more objects than max_detections = 1; raise it" in text
+    assert "images with more objects than max_detections = 1: 4; raise it" in text
 
 
 def test_brush_masks_can_be_used(synthetic_data: SyntheticData, tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from meinst.options import plain_message
+
+if TYPE_CHECKING:
+    from docstring_parser.common import DocstringParam
 
 T = TypeVar("T")
 
@@ -55,7 +58,7 @@ class CommandParser(ArgumentParser):
             if field.name in skip:
                 continue
             required = field.default is MISSING
-            text = " ".join(descriptions[field.name].split()).replace("``", "").replace("%", "%%")
+            text = _help_text(descriptions[field.name], docs.params)
             hint = hints[field.name]
             options: dict[str, Any] = {"help": text + _suffix(field.default)}
             if get_origin(hint) in (tuple, list):
@@ -174,6 +177,14 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
         if get_origin(hints[name]) is tuple and value is not None:
             chosen[name] = tuple(value)
     return kind(**chosen)
+
+
+def _help_text(description: str, parameters: Sequence[DocstringParam]) -> str:
+    """A field's description in one line, with the names of other fields as options."""
+    text = " ".join(description.split())
+    for name in (parameter.arg_name for parameter in parameters):
+        text = text.replace(f"``{name}``", "--" + name.replace("_", "-"))
+    return text.replace("``", "").replace("%", "%%")
 
 
 def _suffix(default: Any) -> str:

@@ -54,12 +54,13 @@ class DataSummary:
         sizes = " to ".join(dict.fromkeys(f"{w} x {h}" for h, w in (self.smallest, self.largest)))
         classes = first_few([f"{count} {name}" for name, count in self.objects.items()], 20)
         lines = [
-            f"{self.images} images of {sizes} pixels, {self.without_objects} without objects",
-            f"{self.total} objects: {classes}",
+            f"images: {self.images} of {sizes} pixels, {self.without_objects} without objects",
+            f"objects: {self.total} ({classes})",
         ]
         if self.crowds or self.dropped:
-            left_out = f"{self.crowds} crowd regions and {self.dropped} faulty annotations"
-            lines.append(f"not used: {left_out}")
+            lines.append(
+                f"not used: crowd regions {self.crowds}, faulty annotations {self.dropped}"
+            )
         if self.below_pixel or self.below_stride:
             lines.append(
                 f"smaller than the finest stride ({self.stride} pixels) in the network's input: "
@@ -68,8 +69,8 @@ class DataSummary:
             )
         if self.crowded:
             lines.append(
-                f"{self.crowded} images have more objects than max_detections = "
-                f"{self.max_detections}; raise it, or the rest cannot be found"
+                f"images with more objects than max_detections = {self.max_detections}: "
+                f"{self.crowded}; raise it, or the rest cannot be found"
             )
         return "\n".join(lines)
 
