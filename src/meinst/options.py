@@ -170,7 +170,7 @@ def one_line(text: str, limit: int = _LONGEST) -> str:
 
     The beginning names the file and the end the remedy; what a file contains is between them.
     """
-    text = printable(" ".join(text.split()))
+    text = printable(re.sub(r"\s*[\r\n]\s*", " ", text))  # spaces in file names stay
     tail = limit // 4
     return text if len(text) <= limit else f"{text[: limit - tail - 5]} ... {text[-tail:]}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickletools
@@ -49,7 +50,7 @@ STRUCTURES = st.sampled_from(
         *({"size": [64, 64], "counts": [-1, 4097]}, {"size": [64.5, "64"], "counts": [None]}),
         *({"size": 3}, *_RAW),
     ]
-)
+).map(copy.deepcopy)  # a further edit may change it
 HOSTILE = st.one_of(NUMBERS, STRINGS, STRUCTURES)
 _KEYS = st.one_of(st.sampled_from(["id", "", "kind", "size", "0", "\ud800", "a\nb"]), STRINGS)
 

@@ -65,6 +65,10 @@ _FAULTS = {
     "an error without the file": ("raise ValueError('bad')", "does not name the file"),
     "recursion": ("f = lambda: f()\nf()", "RecursionError"),
     "memory": ("bytearray(3 * 2**30)", "MemoryError"),
+    "memory, taken for damage": (
+        "try: bytearray(3 * 2**30)\nexcept Exception as e: raise ValueError(path.name) from e",
+        "out of memory",
+    ),
     "executed code": ("import os\nos.system('true')", "event os.system"),
     "a connection": ("import socket\nsocket.create_connection(('127.0.0.1', 9))", "event socket"),
     "a crash": ("import ctypes\nctypes.string_at(0)", "crash"),

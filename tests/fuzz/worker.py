@@ -41,7 +41,7 @@ def _run(target: str, path: Path, bases: Path) -> dict[str, str]:
     _flagged.clear()
     try:
         RUN[target](path, bases)
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, it is the outcome
         outcome = _judge(error, None if target == "detections" else path.name)
     else:
         outcome = {"kind": "accepted"}
@@ -62,7 +62,7 @@ def _judge(error: BaseException, name: str | None) -> dict[str, str]:
     fault = None
     if not isinstance(error, KNOWN_ERRORS) or isinstance(error, _NOT_CLEAR):
         fault = "another type"
-    elif any(words in text for words in _OUT_OF_MEMORY):
+    elif _out_of_memory(error):
         fault = "out of memory"
     elif not text.strip():
         fault = "no message"
@@ -81,6 +81,16 @@ def _judge(error: BaseException, name: str | None) -> dict[str, str]:
     detail = "".join(traceback.format_exception(error, chain=False)[-12:])
     detail = "\n".join(line[:300] for line in detail.splitlines()[-30:])
     return {"kind": "fault", "detail": f"{fault}\n{detail}", "place": place}
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was exhausted, even if a reader took that for damage of the file."""
+    while error is not None:
+        words = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError) or any(each in words for each in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _limit(more: int) -> None:

@@ -3,6 +3,7 @@ from meinst.options import FileError, one_line
 
 def test_messages_are_one_printable_line() -> None:
     assert str(FileError("a.json: 'x\n\ty\x1b[31m'")) == r"a.json: 'x y\x1b[31m'"
+    assert str(FileError("a  b.json is bad")) == "a  b.json is bad"
     assert str(FileError("")) == ""
 
 

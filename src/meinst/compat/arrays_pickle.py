@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import pickle
 import struct
 from collections import OrderedDict
@@ -33,7 +34,9 @@ def read_pickle(path: Path) -> Any:
     """
     with path.open("rb") as file:
         try:
-            return _resolve(_Reader(file, encoding="latin1").load(), {})
+            # Mapped: reads beyond the end take no memory.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _resolve(_Reader(content, encoding="latin1").load(), {})
         except _ForbiddenNameError as error:
             raise ForeignFileError(
                 f"{path}: a pickle that would run {error}; nothing was executed. Only NumPy arrays "

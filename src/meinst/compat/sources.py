@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import pickle
 import re
@@ -197,8 +198,11 @@ def _check_zip(path: Path) -> None:
 
 
 def _read_torch(path: Path) -> Any:
+    source: Path | io.BytesIO = path
+    if not zipfile.is_zipfile(path):  # in memory: lengths beyond the end of the file take none
+        source = io.BytesIO(path.read_bytes())
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's message explains how to run the code after all; only the name is of interest.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))

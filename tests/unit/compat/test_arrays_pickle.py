@@ -3,6 +3,7 @@ import os
 import pickle
 import resource
 import struct
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -150,11 +151,17 @@ def test_repeated_objects_are_converted_once(tmp_path: Path) -> None:
     [
         pickle.LONG_BINPUT + struct.pack("<I", 2**24),  # an index of the memo
         pickle.NONE + pickle.BYTEARRAY8 + struct.pack("<Q", 2**28),
+        pickle.NONE + pickle.BINBYTES8 + struct.pack("<Q", 2**28),
+        pickle.NONE + pickle.FRAME + struct.pack("<Q", 2**28),
+        pickle.NONE + pickle.LONG4 + struct.pack("<i", 2**28),
     ],
 )
 def test_declared_sizes_take_no_memory(operation: bytes, tmp_path: Path) -> None:
     path = write(pickle.PROTO + b"\x05" + pickle.EMPTY_DICT + operation + pickle.STOP, tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
     with contextlib.suppress(ForeignFileError):
         read_pickle(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**14  # kilobytes

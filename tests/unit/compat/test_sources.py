@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -247,3 +248,17 @@ def test_failed_downloads_give_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(OSError, match=r"^hf://a/b/c: .+LocalEntryNotFoundError: No network\)"):
         locate("hf://a/b/c")
+
+
+def test_lengths_in_old_files_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"model": {"a": torch.ones(3)}}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_weights(path).tensors["a"], torch.ones(3))
+    text = b"X\x10\x00\x00\x00protocol_version"
+    assert text in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(text, b"X\x10\x00\x00\x10protocol_version"))
+    tracemalloc.start()
+    with pytest.raises(ForeignFileError, match=r"old\.pth"):
+        read_weights(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()

@@ -181,7 +181,7 @@ def test_size_of_the_network_is_checked_before_memory_is_taken(
     tiny_model_file: Path, tmp_path: Path
 ) -> None:
     recipe = options_to_dict(read_info(tiny_model_file).recipe)
-    recipe["model"]["channels"] = 12000
+    recipe["model"]["channels"] = 4096
     path = with_description(tiny_model_file, tmp_path / "huge.safetensors", recipe=recipe)
     command = [sys.executable, "-W", "ignore", "-c", LOAD_IN_LITTLE_MEMORY]
     done = subprocess.run(
