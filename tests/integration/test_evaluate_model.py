@@ -185,7 +185,9 @@ def test_nothing_to_measure_is_an_error(
         entry.update(changes)
     path = tmp_path / "none.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"none\.json: nothing to measure.*{reason}"):
+    with pytest.raises(
+        ValueError, match=rf"none\.json: no usable objects .* to measure: .*{reason}"
+    ):
         evaluate(tiny_model, read_coco(path, synthetic_data.images))
 
 

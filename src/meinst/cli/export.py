@@ -39,9 +39,9 @@ class ExportArguments:
         format: openvino is faster, onnx is more portable.
         int8: quantize the network to 8 bits, which makes it 1.8 to 1.9 times as fast and costs a
             little AP.
-        calibration_images: required with --int8: folder of images like those to be segmented, for
-            example training images; if there are more than 300, a random sample is used. The exit
-            code is 1 if it contains pictures or videos of kinds that cannot be read.
+        calibration_images: required with --int8 (no default): folder of images like those to be
+            segmented, for example training images; if there are more than 300, a random sample is
+            used. The exit code is 1 if it contains pictures or videos of kinds that cannot be read.
         intensity: how values of more than 8 bits become 0 to 255, in the export and its
             calibration: percentile, full or LOW:HIGH, as for meinst predict; by default the
             model's own.

@@ -169,7 +169,7 @@ def test_missing_areas_are_taken_from_the_masks(form: str) -> None:
 
 
 def test_unknown_images_are_rejected() -> None:
-    with pytest.raises(ValueError, match="the first is 8"):
+    with pytest.raises(ValueError, match="the first 8, are not"):
         coco_metrics(truth(), [result(0.5, (1, 1, 9, 9)) | {"image_id": 8}])
 
 

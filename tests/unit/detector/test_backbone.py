@@ -98,7 +98,7 @@ def test_freezes_only_the_given_stages() -> None:
     assert "conv_stem.weight" in frozen
     assert "blocks.1.1.bn3.bias" in frozen  # the last layer of stride 4
     assert not any(name.startswith("blocks.2") for name in frozen)
-    with pytest.raises(ValueError, match="0 to 5, got 9"):
+    with pytest.raises(ValueError, match="between 0 and 5, got 9"):
         backbone.freeze(9)
 
 

@@ -282,7 +282,7 @@ def test_rejects_data_that_cannot_show_a_loss(
     annotations = tmp_path / "val.json"
     annotations.write_text(json.dumps(content | {"annotations": []}))
     data = read_coco(annotations, synthetic_data.images)
-    with pytest.raises(ExportError, match=r"nothing written: .*val\.json: nothing to measure"):
+    with pytest.raises(ExportError, match=r"nothing written: .*val\.json: no usable objects"):
         export_model(tiny_model, tmp_path / "out", data=data)
     content["images"][0]["width"] += 1
     annotations.write_text(json.dumps(content))
