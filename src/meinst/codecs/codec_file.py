@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -170,6 +171,8 @@ def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     if len(data) < declared:
         raise ValueError(f"an array of shape {shape} in {len(data)} bytes")
     array = np.frombuffer(data, dtype, math.prod(shape))
+    if dtype.kind == "U" and (array.view(dtype.byteorder + "u4") > sys.maxunicode).any():
+        raise ValueError("text that is not Unicode")
     return array.reshape(shape, order="F" if fortran else "C")
 
 

@@ -207,6 +207,13 @@ def test_archives_that_would_fill_the_memory_are_not_unpacked(tmp_path: Path) ->
     assert peak < 2**24
 
 
+def test_text_of_impossible_characters_is_an_error(tmp_path: Path) -> None:
+    text = np.array([0x7FFFFFFF, 0x20], dtype="<u4").view("<U2").reshape(())
+    np.savez(tmp_path / "text.npz", kind=np.array("pca"), version=np.array(1), config=text)
+    with pytest.raises(CodecFileError, match=r"text\.npz.*text that is not Unicode"):
+        PCACodec.load(tmp_path / "text.npz")
+
+
 @pytest.mark.parametrize("config", ["[" * 100_000, "9" * 5000])
 def test_config_that_python_cannot_parse(config: str, tmp_path: Path) -> None:
     tags = {"kind": np.array("pca"), "version": np.array(1), "config": np.array(config)}
