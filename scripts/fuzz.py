@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 from fuzz.pool import Case, Outcome, Worker  # noqa: E402
-from fuzz.strategies import STRATEGIES  # noqa: E402
-from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
+from fuzz.strategies import GENERATE, STRATEGIES  # noqa: E402
+from hypothesis import given, seed, settings  # noqa: E402
 
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"
 _ROUND = 200  # cases of one target before the next one has its turn
@@ -106,13 +106,7 @@ def _run(options: argparse.Namespace, campaign: _Campaign, bases: Path, worker: 
                 continue
 
             @seed(number)
-            @settings(
-                max_examples=left,
-                database=None,
-                deadline=None,
-                phases=(Phase.generate,),
-                suppress_health_check=list(HealthCheck),
-            )
+            @settings(GENERATE, max_examples=left)
             @given(strategy)
             def check(case: Case) -> None:
                 if time.monotonic() < end:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from fuzz.arrays import array_edits
@@ -175,6 +176,14 @@ def detections(bases: Path) -> Cases:  # noqa: ARG001
     """Descriptions of hand-made detections."""
     return _detections()
 
+
+# Cases are neither stored nor made smaller: a faulty one is saved as it is.
+GENERATE = settings(
+    database=None,
+    deadline=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+)
 
 STRATEGIES: dict[str, Callable[[Path], Cases]] = {
     "annotations": annotations,

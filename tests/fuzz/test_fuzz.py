@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 
 from fuzz.pool import Case, Worker
-from fuzz.strategies import STRATEGIES
+from fuzz.strategies import GENERATE, STRATEGIES
 from fuzz.targets import RUN, valid_cases
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -24,14 +24,7 @@ def test_damaged_input_is_read_or_rejected_clearly(
     if strategy.is_empty:
         pytest.skip("no engine is installed")
 
-    @settings(
-        max_examples=EXAMPLES[target],
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(GENERATE, max_examples=EXAMPLES[target], derandomize=True)
     @given(strategy)
     def check(case: Case) -> None:
         outcome = worker.run(case)

@@ -175,31 +175,37 @@ def _repetitions(
     if several:
         reason = "image file with several ids"
         findings.append(Finding(reason, len(several), tuple(several[:EXAMPLES]), "file"))
-    repeated = [
-        int(ids.ids[row])
-        for image, ids in zip(instances, fields, strict=True)
-        for row in _repeated_rows(image)
-    ]
+    repeated = _repeated_annotations(instances, fields)
     if repeated:
         reason = "duplicate annotation"
         findings.append(Finding(reason, len(repeated), tuple(repeated[:EXAMPLES])))
     return tuple(findings)
 
 
-def _repeated_rows(instances: Instances) -> list[int]:
-    """Instances of the same class, box and mask as an earlier one."""
-    keys = np.column_stack((instances.labels, instances.boxes))
-    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    if len(first) == len(keys):
-        return []
+def _repeated_annotations(
+    instances: Sequence[Instances], fields: Sequence[AnnotationFields]
+) -> list[int]:
+    """Ids of annotations of the same image, class, box and mask as an earlier one."""
+    counts = [len(each) for each in instances]
+    images = np.repeat(np.arange(len(counts)), counts)
+    labels = np.concatenate([each.labels for each in instances])
+    keys = np.column_stack((images, labels, np.concatenate([each.boxes for each in instances])))
+    order = np.lexsort(keys.T)
+    equal = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)  # to the one before
+    groups = np.concatenate(([0], np.cumsum(~equal)))
+    starts = np.concatenate(([0], np.cumsum(counts)))
     known: set[tuple[int, bytes]] = set()
-    rows = []
-    for row, place in enumerate(group.reshape(-1).tolist()):
-        key = place, _mask_bytes(instances.shapes[row])
+    repeated = []
+    # Masks are compared only where all else is equal.
+    for place in np.flatnonzero(np.append(equal, False) | np.append(False, equal)).tolist():
+        row = order[place]
+        image = images[row]
+        local = row - starts[image]
+        key = int(groups[place]), _mask_bytes(instances[image].shapes[local])
         if key in known:
-            rows.append(row)
+            repeated.append(int(fields[image].ids[local]))
         known.add(key)
-    return rows
+    return sorted(repeated)
 
 
 def _mask_bytes(shape: Shape) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from meinst.data.coco import CocoData, ImageRecord
@@ -15,16 +15,13 @@ TOO_MANY = 0.5
 _THREADS = 8  # headers are read, hardly anything is computed
 
 
-def unusable_images(
-    data: CocoData, on_image: Callable[[], None] = lambda: None
-) -> list[ImageError]:
+def unusable_images(data: CocoData) -> list[ImageError]:
     """Errors of all image files that are missing, no images, or of another size than declared.
 
     Only headers are read, so files that are damaged further on are not found.
 
     Args:
         data: annotations with their images.
-        on_image: called after each image.
     """
 
     def check(record: ImageRecord) -> ImageError | None:
@@ -35,13 +32,8 @@ def unusable_images(
             return error
         return None
 
-    errors = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for error in pool.map(check, data.images):
-            if error is not None:
-                errors.append(error)
-            on_image()
-    return errors
+        return [error for error in pool.map(check, data.images) if error is not None]
 
 
 def check_usable(data: CocoData, errors: Sequence[ImageError]) -> None:
