@@ -29,6 +29,7 @@ from meinst.export.graphs import write_graph
 from meinst.export.quantization import FLOAT_OUTPUTS, _read_onnx, _read_openvino, float_layers
 from meinst.models.exported import DESCRIPTION, Format, import_extra, load_exported
 from meinst.models.load import load
+from meinst.models.model_file import EXPORT_FORMAT, ModelFileError, write_model_file
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as import_extra
 for package in ("openvino", "onnx", "onnxscript", "onnxruntime", "nncf"):
@@ -148,6 +149,22 @@ def test_pickled_model_opens_its_graph_again(deformable: tuple[MEInst, Path]) ->
     content = pickle.dumps(exported)
     assert len(content) < 2**16  # the path of the graph, not its weights
     assert torch.equal(pickle.loads(content).network(pixels).codes, expected)
+
+
+def test_description_of_another_graph_is_rejected(
+    deformable: tuple[MEInst, Path], tmp_path: Path
+) -> None:
+    model, folder = deformable
+    export = shutil.copytree(folder, tmp_path / "export")
+    other = MEInst(("only",), model.codec, model.options)
+    codec = {f"codec.{name}": tensor for name, tensor in model.codec.state_dict().items()}
+    refiner = {k: v for k, v in model.state_dict().items() if k.startswith("refiner.")}
+    tensors = {**codec, **refiner}
+    write_model_file(export / DESCRIPTION, other, tensors, EXPORT_FORMAT, None, None)
+    count = len(model.class_names)
+    reason = rf"model\.\w+: its output logits has {count} channels, but .*{DESCRIPTION} needs 1;"
+    with pytest.raises(ModelFileError, match=reason):
+        load(export)
 
 
 def test_openvino_does_not_report_its_use() -> None:

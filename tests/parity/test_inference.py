@@ -40,7 +40,7 @@ def before_clipping(
     """The same selection in the resized picture, without clipping the boxes."""
     model = load_published(weights)
     size = ImageSizes(original=inference.resized, resized=inference.resized)
-    monkeypatch.setattr("torchvision.ops.clip_boxes_to_image", lambda boxes, _: boxes)
+    monkeypatch.setattr("meinst.detector.select.clip_boxes", lambda boxes, _: boxes)
     selection = replace(model.selection, score_threshold=0.0)
     return select_detections(inference.outputs, [size], model.codec, model.class_names, selection)[
         0

@@ -15,6 +15,7 @@ from typing_extensions import Self
 from meinst.codecs.clipped_logit import Logits
 from meinst.codecs.codec_file import CodecFile, read_codec_file, write_codec_file
 from meinst.codecs.options import MAX_MASK_SIZE, CodecKind, CodecOptions
+from meinst.ops.shapes_only import shapes_only
 from meinst.options import check_number
 
 
@@ -223,7 +224,7 @@ class Codec(nn.Module, ABC):
         if file.kind != cls.kind:
             raise file.error(f"its kind must be {cls.kind!r}", repr(file.kind))
         try:
-            with torch.device("meta"):  # no memory before the sizes are checked
+            with shapes_only():  # no memory before the sizes are checked
                 shapes = cls.from_config(file.config).state_dict()
         except ValueError as error:
             raise file.error("its config must match its kind", str(error)) from error

@@ -25,6 +25,7 @@ from meinst.detector.meinst import MEInst
 from meinst.detector.predictor import ModelOptions
 from meinst.models.checkpoint import build_model
 from meinst.models.recipe import Recipe, load_recipe
+from meinst.ops.shapes_only import shapes_only
 from meinst.options import first_few
 
 # Recipes of the published models. Where several have the same network, the first one is chosen.
@@ -252,7 +253,7 @@ def _with_codec_sizes(recipe: Recipe, state: Mapping[str, Tensor]) -> Recipe:
 def _expected_shapes(
     recipe: Recipe, class_names: Sequence[str], where: str
 ) -> dict[str, torch.Size]:
-    with torch.device("meta"):  # needs no memory and no random numbers
+    with shapes_only():  # needs no memory and no random numbers
         state = _build(recipe, class_names).state_dict()
     return {key: place.view(state).shape for key, place in places(state, where).items()}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from meinst.compat.errors import ForeignFileError
 from meinst.detector.backbone import Backbone
+from meinst.ops.shapes_only import shapes_only
 from meinst.options import first_few
 
 # Names in timm and in Detectron2. {stage}: timm counts stages from 1, Detectron2 from 2.
@@ -91,7 +92,7 @@ def from_detectron(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[s
         if not _IGNORED.fullmatch(name):
             found[name] = tensor
     network = _recognise(found, path)
-    with torch.device("meta"):  # shapes only
+    with shapes_only():  # shapes only
         net = Backbone(network, (2, 3, 4)).net
     _complete_fused_norms(net, found)
     expected = backbone_shapes(net)

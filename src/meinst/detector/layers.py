@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meinst.ops.conv2d import is_tracing, plain_float32
@@ -87,6 +88,18 @@ class FloatConv(nn.Conv2d):
         """``(B, C, H, W)`` to ``(B, O, H', W')``."""
         with torch.autocast("cpu", enabled=False):
             return super().forward(feature.to(self.weight.dtype))
+
+
+class SameConv(nn.Conv2d):
+    """A conv that pads as TensorFlow's ``same``: an odd row or column goes below or right."""
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, O, ceil(H / stride), ceil(W / stride))``."""
+        sides = zip(feature.shape[2:], self.kernel_size, self.stride, strict=True)
+        tall, wide = (max((-(-n // step) - 1) * step + size - n, 0) for n, size, step in sides)
+        return super().forward(
+            F.pad(feature, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2))
+        )
 
 
 class DepthwiseConv(nn.Conv2d):

@@ -14,7 +14,8 @@ from meinst.codecs.packed import PackedMaskCodec
 from meinst.detections import Detections
 from meinst.detector.box_voting import vote_boxes
 from meinst.detector.mask_refinement import MaskRefiner, maskness
-from meinst.ops.boxes import distances_to_boxes
+from meinst.ops.boxes import clip_boxes, distances_to_boxes
+from meinst.ops.nms import batched_nms
 from meinst.options import check_range
 from meinst.types import HeadOutputs
 
@@ -193,8 +194,6 @@ def _find_candidates(outputs: HeadOutputs, index: int, options: SelectOptions) -
 
 def _suppress(candidates: _Candidates, options: SelectOptions) -> Tensor:
     """Indices ``(N,)`` of the candidates that class-wise NMS and the limit keep, best first."""
-    from torchvision.ops import batched_nms
-
     scores = candidates.scores
     # Scores only decrease from here on, so nothing below the threshold can come back.
     (above,) = (scores >= options.threshold).nonzero(as_tuple=True)
@@ -227,11 +226,9 @@ def _merge_candidates(
 
 def _to_original_image(boxes: Tensor, size: ImageSizes) -> tuple[Tensor, Tensor]:
     """Boxes scaled to the original image and clipped, and the factors ``(4,)``."""
-    from torchvision.ops import clip_boxes_to_image
-
     height, width = size.original
     scale = boxes.new_tensor([width / size.resized[1], height / size.resized[0]]).repeat(2)
-    return clip_boxes_to_image(boxes * scale, size.original), scale
+    return clip_boxes(boxes * scale, size.original), scale
 
 
 def _refine(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from meinst.detector.head import CodesOnDemand
-from meinst.detector.layers import DepthwiseConv
+from meinst.detector.layers import DepthwiseConv, SameConv
 from meinst.detector.meinst import MEInst
 from meinst.detector.predictor import PAD_MULTIPLE
 from meinst.models.exported import GRAPHS, INPUT, Format, import_extra, output_names
@@ -110,7 +110,7 @@ def _fix_padding(module: nn.Module) -> None:
     from timm.layers.conv2d_same import Conv2dSame
 
     for name, child in module.named_children():
-        if (isinstance(child, Conv2dSame) and child.dilation == (1, 1)) or (
+        if (isinstance(child, (SameConv, Conv2dSame)) and child.dilation == (1, 1)) or (
             isinstance(child, DepthwiseConv) and child.same
         ):
             setattr(module, name, _FixedPadding(child))

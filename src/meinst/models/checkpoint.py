@@ -21,6 +21,7 @@ from meinst.models.model_file import (
     write_model_file,
 )
 from meinst.models.recipe import Recipe
+from meinst.ops.shapes_only import shapes_only
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -127,7 +128,7 @@ def _build_and_load(info: ModelInfo, tensors: dict[str, Tensor], path: Path) -> 
     its tensors takes none.
     """
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = build_model(info.class_names, info.recipe, build_codec(info, path))
     except ValueError as error:
         raise ModelFileError(f"{path}: its network cannot be built: {error}") from error

@@ -10,7 +10,7 @@ mask refiner. Points and strides follow from the size of the input.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -120,7 +120,15 @@ def load_exported(folder: Path) -> ExportedMEInst:
         raise ModelFileError(
             f"{graph} cannot be opened ({reason}); export the model again."
         ) from error
-    model = ExportedMEInst(info.class_names, build_codec(info, path), info.recipe, run)
+    codec = build_codec(info, path)
+    for name, needed in (("logits", len(info.class_names)), ("codes", codec.n_components)):
+        channels = run.channels.get(name)
+        if channels != needed:
+            raise ModelFileError(
+                f"{graph}: its output {name} has {channels} channels, but {path} needs "
+                f"{needed}; export the model again."
+            )
+    model = ExportedMEInst(info.class_names, codec, info.recipe, run)
     load_tensors(model, tensors, path)
     files = tuple(path for path in (graph, graph.with_suffix(".bin")) if path.is_file())
     model.metadata = {"recipe": info.recipe, "metrics": info.metrics, "graph": files}
@@ -156,7 +164,12 @@ class _Graph:
     Args:
         path: the file.
         outputs: names of the outputs, in the order in which a call returns them.
+
+    Attributes:
+        channels: size of the last axis of each output.
     """
+
+    channels: Mapping[str, int | str]
 
     def __init__(self, path: Path, outputs: Sequence[str]) -> None:
         self.path = path
@@ -176,7 +189,10 @@ class _OpenVINOGraph(_Graph):
             "INFERENCE_PRECISION_HINT": "f32",
         }
         core = import_extra("openvino").Core()
-        self._request = core.compile_model(str(path), "CPU", options).create_infer_request()
+        network = core.compile_model(str(path), "CPU", options)
+        sizes = {name: network.output(name).partial_shape for name in outputs}
+        self.channels = {name: size[len(size) - 1].max_length for name, size in sizes.items()}
+        self._request = network.create_infer_request()
         self._one_at_a_time = Lock()
 
     def __call__(self, pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
@@ -194,6 +210,7 @@ class _ONNXGraph(_Graph):
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
+        self.channels = {output.name: output.shape[-1] for output in self._session.get_outputs()}
 
     def __call__(self, pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
         arrays: Sequence[NDArray[np.float32]] = self._session.run(self.outputs, {INPUT: pixels})

@@ -37,6 +37,12 @@ def box_areas(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Clip boxes ``(..., 4)`` to an image of ``size`` (height, width)."""
+    height, width = size
+    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+
+
 def centerness(distances: Tensor) -> Tensor:
     """Centre-ness of FCOS: 1 in the middle of the box, 0 on its border.
 

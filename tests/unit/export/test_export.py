@@ -306,10 +306,8 @@ def test_fixed_padding_equals_that_of_timm() -> None:
 
 
 def test_every_conv_with_dynamic_padding_is_replaced() -> None:
-    from timm.layers.conv2d_same import Conv2dSame
-
     from meinst.codecs import PCACodec
-    from meinst.detector.layers import DepthwiseConv
+    from meinst.detector.layers import DepthwiseConv, SameConv
     from meinst.detector.predictor import ModelOptions
 
     options = ModelOptions(strides=(8, 16, 32), distance_limits=(64, 128), channels=32)
@@ -318,12 +316,12 @@ def test_every_conv_with_dynamic_padding_is_replaced() -> None:
     plain = [
         m
         for m in alone.modules()
-        if isinstance(m, Conv2dSame) or (isinstance(m, DepthwiseConv) and m.same)
+        if isinstance(m, SameConv) or (isinstance(m, DepthwiseConv) and m.same)
     ]
     wrapped = [m.conv for m in alone.modules() if isinstance(m, graphs._FixedPadding)]
     assert plain == wrapped
     assert len(wrapped) == 5  # EfficientNet-Lite0's five layers of stride 2
-    assert any(isinstance(m, Conv2dSame) for m in model.backbone.net.children())
+    assert any(isinstance(m, SameConv) for m in model.backbone.net.children())
     pixels = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = model.network(pixels)

@@ -35,6 +35,7 @@ def eager_engine(tiny_model: MEInst, monkeypatch: pytest.MonkeyPatch) -> list[np
         inputs.append(pixels)
         return [output.detach().numpy() for output in network(torch.from_numpy(pixels))]
 
+    run.channels = {"logits": 2, "codes": tiny_model.codec.n_components}  # type: ignore[attr-defined]
     monkeypatch.setattr(runtime, "_ONNXGraph", lambda *_: run)
     return inputs
 
