@@ -4,6 +4,7 @@ from .codecs.options import CodecOptions
 from .codecs.pca import PCACodec
 from .codecs.registry import load_codec
 from .data.coco import CocoData, read_coco
+from .data.datasets.dataset import Dataset, open_dataset
 from .data.images import load_image
 from .data.metrics import coco_metrics
 from .detections import Detections
@@ -24,6 +25,7 @@ __all__ = [
     "CocoData",
     "Codec",
     "CodecOptions",
+    "Dataset",
     "Detections",
     "MEInst",
     "Metrics",
@@ -43,6 +45,7 @@ __all__ = [
     "load_codec",
     "load_image",
     "load_recipe",
+    "open_dataset",
     "predict_files",
     "read_coco",
     "save_model",

@@ -360,7 +360,7 @@ def test_train_passes_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main((arguments + more).split()) == 0
     paths = [Path(letter) for letter in "abcde"]
     assert calls == [
-        TrainOptions(*paths, load_recipe("photos"), seed=3, resume=True, images_per_device=2)
+        TrainOptions(None, *paths, load_recipe("photos"), seed=3, resume=True, images_per_device=2)
     ]
 
 

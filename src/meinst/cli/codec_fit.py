@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meinst.cli.codec_options import parse_with_codec_options
 from meinst.cli.output import (
@@ -20,7 +22,11 @@ from meinst.cli.output import (
 from meinst.codecs.options import CodecOptions
 from meinst.options import check_range
 
+if TYPE_CHECKING:
+    from meinst.data.coco import CocoData
+
 EXAMPLES = """
+meinst codec fit my-data --output codec.npz
 meinst codec fit train.json --output codec.npz
 meinst codec fit shard*.json --workers 8 --output codec.npz --moments all.moments
 meinst codec fit train.json --kind dct --n-components 120 --mask-size 56 --output dct.npz
@@ -31,14 +37,15 @@ torchrun --nproc-per-node 2 -m meinst codec fit train.json --output codec.npz
 
 @dataclass(frozen=True)
 class FitArguments:
-    """Fit a mask codec on the masks of COCO-format annotation files; images are not needed.
+    """Fit a mask codec on the masks of data sets; of COCO files, images are not needed.
 
     Codecs of kinds pca and dct are fitted from exact sums in one pass: the file is the same, bit
     for bit, for any order and number of files, workers and machines of one type, and memory grows
     only with the largest file. An autoencoder is trained on at most 200,000 masks.
 
     Attributes:
-        annotations: COCO-format annotation files (JSON).
+        annotations: COCO-format annotation files (JSON), or data sets of any layout (folders or
+            data.yaml; see `meinst data`), of which the training part is used.
         output: file for the codec (.npz).
         moments: file for the sums (.moments), as input for `meinst codec merge`; not written by
             default.
@@ -60,6 +67,17 @@ class FitArguments:
         check_range(self, 0, math.inf, "min_size")
 
 
+def _source(path: Path) -> Path | CocoData:
+    """A COCO file, which is streamed, or the training part of a data set."""
+    if path.is_file() and path.suffix.lower() not in (".yaml", ".yml"):
+        return path
+    from meinst.data.datasets.dataset import open_dataset
+
+    dataset = open_dataset(path)
+    print(dataset, file=sys.stderr)
+    return dataset.read(dataset.training_part())
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     options, codec_options = parse_with_codec_options(
@@ -79,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
     lock = lock_file(options.output) if first_process else nullcontext()
     with lock, print_warnings():
         fit = fit_codec_with_details(
-            options.annotations,
+            [_source(path) for path in options.annotations],
             CodecOptions(**codec_options),
             mask_filter=MaskFilter(not options.crowd_as_instances, options.min_size),
             workers=options.workers,

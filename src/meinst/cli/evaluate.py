@@ -15,9 +15,12 @@ from meinst.cli.parser import parse_command
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from meinst.data.coco import CocoData
     from meinst.inference.evaluate import Metrics
 
 EXAMPLES = """
+meinst evaluate my-data --model runs/mine/best.safetensors
+meinst evaluate my-data --part test --model runs/mine/best.safetensors
 meinst evaluate --model nuclei --images val --annotations val.json
 meinst evaluate --model runs/mine/best.safetensors --images val --annotations val.json \\
     --max-detections 300 --output metrics.json
@@ -48,7 +51,11 @@ class EvaluateArguments:
 
     Attributes:
         model: a shipped model's name (see meinst models), a model file or an exported folder.
-        images: folder of the images.
+        data: a data set: a folder, a YOLO description (data.yaml) or a COCO annotation file. Its
+            layout is found out; see `meinst data`.
+        part: which part of the data set to measure on: train, val, test, or all if it is not
+            divided; by default val, or else test.
+        images: instead of a data set, folder of the images.
         annotations: COCO annotations (JSON) of the images.
         output: file for the figures (JSON); by default they are only printed.
         max_detections: limit of detections per image, and COCO's own limit (usually 100); by
@@ -65,8 +72,10 @@ class EvaluateArguments:
     """
 
     model: str
-    images: Path
-    annotations: Path
+    data: Path | None = None
+    part: str | None = None
+    images: Path | None = None
+    annotations: Path | None = None
     output: Path | None = None
     max_detections: int | None = None
     intensity: str | None = None
@@ -75,29 +84,35 @@ class EvaluateArguments:
     crowd_as_instances: bool = False
     allow_outside: bool = False
 
+    def __post_init__(self) -> None:
+        """Reject data given twice or not at all."""
+        files = (self.images, self.annotations)
+        if (self.data is None) == (None in files) or (self.data and any(files)):
+            raise ValueError(
+                "give the data once: either a data set (DATA), or both --images and --annotations."
+            )
+        if self.part is not None and self.data is None:
+            raise ValueError("--part is one of a data set; give DATA.")
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    options = parse_command(EvaluateArguments, arguments, "evaluate", EXAMPLES)
+    options = parse_command(EvaluateArguments, arguments, "evaluate", EXAMPLES, ("data",))
 
     from rich.console import Console
     from rich.progress import Progress
 
     from meinst.cli.device import find_device
     from meinst.cli.memory import keep_for_reuse
-    from meinst.cli.output import check_file, read_and_report
+    from meinst.cli.output import check_file
     from meinst.files import write_atomically
     from meinst.inference.evaluate import evaluate
     from meinst.models.load import load
 
     if options.output is not None:
-        check_file(options.output, [options.annotations, Path(options.model)])
-    data = read_and_report(
-        options.annotations,
-        options.images,
-        crowd_as_instances=options.crowd_as_instances,
-        allow_outside=options.allow_outside,
-    )
+        files = [path for path in (options.annotations, options.data) if path is not None]
+        check_file(options.output, [*files, Path(options.model)])
+    data = _read(options)
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
     model.input_options = model.input_options.override(options.intensity)
@@ -119,6 +134,19 @@ def run(arguments: Sequence[str]) -> int:
         content = {"model": options.model, **metrics.to_dict()}
         write_atomically(options.output, json.dumps(content, indent=2).encode())
     return exit_code
+
+
+def _read(options: EvaluateArguments) -> CocoData:
+    from meinst.cli.output import read_and_report, read_part_and_report
+
+    read_as = {
+        "crowd_as_instances": options.crowd_as_instances,
+        "allow_outside": options.allow_outside,
+    }
+    if options.data is not None:
+        return read_part_and_report(options.data, options.part, **read_as)
+    assert options.annotations is not None
+    return read_and_report(options.annotations, options.images, **read_as)
 
 
 def _print_problems(metrics: Metrics) -> int:

@@ -24,7 +24,7 @@ COMMANDS = {
     "demo": "try the shipped models on two images from scikit-image",
     "predict": "segment images: write overlays and COCO results",
     "models": "list the shipped models",
-    "train": "train on your own data in COCO format",
+    "train": "train on your own data, a folder of any layout",
     "evaluate": "evaluate a model: COCO AP of boxes and masks",
     "codec": "fit, compare, evaluate and plot mask codecs",
     "export": "export a model to OpenVINO or ONNX Runtime, optionally with 8 bits",
@@ -35,10 +35,8 @@ EXAMPLES = """\
 examples:
   meinst demo
   meinst predict holiday.jpg scans/ --model photos --output found
-  meinst train --recipe photos --init photos --output runs/mine \\
-      --train-images train --train-annotations train.json \\
-      --val-images val --val-annotations val.json
-  meinst evaluate --model runs/mine/best.safetensors --images val --annotations val.json
+  meinst train my-data --init photos --output runs/mine
+  meinst evaluate my-data --model runs/mine/best.safetensors
   meinst convert MEInst_R_50_3x.pth r50_3x.safetensors
 
 `meinst COMMAND --help` describes a command. Exit codes: 0 success; 1 some inputs failed, the

@@ -117,6 +117,34 @@ def read_and_report(
     return data
 
 
+def read_part_and_report(
+    path: Path,
+    part: str | None = None,
+    *,
+    crowd_as_instances: bool = False,
+    allow_outside: bool = False,
+) -> CocoData:
+    """Read a part of a data set, and print its layout and what was left out or repaired.
+
+    Args:
+        path: the data set.
+        part: name of the part; by default the one to measure on.
+        crowd_as_instances: read crowd regions as ordinary instances.
+        allow_outside: allow file names that lead out of the image folder.
+    """
+    from meinst.data.datasets.dataset import open_dataset
+
+    dataset = open_dataset(path)
+    print(dataset, file=sys.stderr)
+    data = dataset.read(
+        part or dataset.evaluation_part(),
+        crowd_as_instances=crowd_as_instances,
+        allow_outside=allow_outside,
+    )
+    print_report(data.annotations, data.report)
+    return data
+
+
 def read_all_and_report(
     annotations: Sequence[Path], *, crowd_as_instances: bool = False
 ) -> list[CocoData]:

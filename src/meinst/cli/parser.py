@@ -66,7 +66,9 @@ class CommandParser(ArgumentParser):
                 optional = field.name in positional and not required
                 options["nargs"] = "*" if optional else "+"
             if field.name in positional:
-                metavar = field.name.removesuffix("s").upper()
+                metavar = "DATA" if field.name == "data" else field.name.removesuffix("s").upper()
+                if not required and "nargs" not in options:
+                    options |= {"nargs": "?", "default": field.default}
                 self.add_argument(field.name, type=hint, metavar=metavar, **options)
                 continue
             flag = "--" + field.name.replace("_", "-")

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from meinst.training.options import TrainOptions
 
 DESCRIPTION = """\
-Train a model on COCO data.
+Train a model on your own data: a folder in any common layout, or COCO files.
 
 The output folder then contains best.safetensors (for `meinst predict --model`) and
 last.safetensors, the recipe, the codec, checkpoints, logs (CSV and TensorBoard), curves.png and
 overlays.jpg (validation images). A stopped run continues with --resume."""
 
 EXAMPLES = """
+meinst train my-data --init photos --output runs/mine
 meinst train --init photos --output runs/mine \\
     --train-images train --train-annotations train.json \\
     --val-images val --val-annotations val.json
@@ -81,7 +82,7 @@ def parse_options(arguments: Sequence[str]) -> TrainOptions:
     from meinst.training.options import TrainOptions
 
     parser = CommandParser("train", DESCRIPTION, EXAMPLES)
-    parser.add_dataclass(TrainOptions, skip=("recipe",))
+    parser.add_dataclass(TrainOptions, positional=("data",), skip=("recipe",))
     parser.add_class_arguments(Recipe, "recipe")
     _format_recipe_help(parser, hide_keys="--recipe.help" not in arguments)
     if "--recipe.help" in arguments:
@@ -107,12 +108,14 @@ def parse_options(arguments: Sequence[str]) -> TrainOptions:
 
 def _split_recipe(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options that determine the recipe, and the arguments without ``--recipe``."""
+    from meinst.training.options import TrainOptions
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--recipe", action="append")
     try:
         known, rest = parser.parse_known_args(arguments)
         parser.add_argument("--init")
-        parser.add_argument("--output", default="")
+        parser.add_argument("--output", default=TrainOptions.output)
         parser.add_argument("--resume", action="store_true")
         start, _ = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:

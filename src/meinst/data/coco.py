@@ -8,7 +8,7 @@ boxes are clipped to the image. Areas that contradict the mask are left to be co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -110,6 +110,15 @@ class CocoData:
     def __len__(self) -> int:
         return len(self.images)
 
+    def select(self, index: Sequence[int]) -> CocoData:
+        """Some of the images, by index, in the given order; the report stays that of all."""
+        return replace(
+            self,
+            images=tuple(self.images[i] for i in index),
+            instances=tuple(self.instances[i] for i in index),
+            fields=tuple(self.fields[i] for i in index),
+        )
+
 
 def read_coco(
     annotations: str | Path,
@@ -141,11 +150,29 @@ def read_coco(
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"The image folder {folder} does not exist.")
     document = load_document(path, folder, allow_outside=allow_outside)
+    return read_document(document, path, folder, crowd_as_instances=crowd_as_instances)
+
+
+def read_document(
+    document: Mapping[str, Any],
+    path: Path,
+    folder: Path | None,
+    *,
+    crowd_as_instances: bool = False,
+) -> CocoData:
+    """Convert a document that :func:`load_document` has read and checked.
+
+    Args:
+        document: the document.
+        path: its file.
+        folder: folder of the images; None if only masks are needed.
+        crowd_as_instances: read crowd regions as ordinary instances.
+    """
     categories = sorted(document["categories"], key=lambda category: int(category["id"]))
     records = tuple(_record(entry, folder) for entry in document["images"])
     reader = BatchReader.for_document(document, crowd_as_instances=crowd_as_instances)
     batch = reader.read(document["annotations"])
-    instances, fields = _by_image(batch, len(records))
+    instances, fields = by_image(batch, len(records))
     report = report_of(reader)
     return CocoData(
         path,
@@ -154,7 +181,7 @@ def read_coco(
         fields,
         tuple(category["name"] for category in categories),
         tuple(category["id"] for category in categories),
-        replace(report, noted=report.noted + _repetitions(records, instances, fields)),
+        replace(report, noted=report.noted + repetitions(records, instances, fields)),
     )
 
 
@@ -163,12 +190,20 @@ def report_of(reader: BatchReader) -> Report:
     return Report(*map(_findings, (reader.dropped, reader.repaired, reader.noted)))
 
 
-def _repetitions(
+def repetitions(
     records: Sequence[ImageRecord],
     instances: Sequence[Instances],
     fields: Sequence[AnnotationFields],
+    locate: Callable[[int], int | str] = int,
 ) -> tuple[Finding, ...]:
-    """Image files under several ids, and annotations that repeat another one of their image."""
+    """Image files under several ids, and annotations that repeat another one of their image.
+
+    Args:
+        records: the images.
+        instances: of each image.
+        fields: of each image.
+        locate: what to call an annotation in examples, by its id.
+    """
     findings = []
     names = Counter(str(record.path) for record in records if record.path is not None)
     several = [name for name, count in names.items() if count > 1]
@@ -178,7 +213,8 @@ def _repetitions(
     repeated = _repeated_annotations(instances, fields)
     if repeated:
         reason = "duplicate annotation"
-        findings.append(Finding(reason, len(repeated), tuple(repeated[:EXAMPLES])))
+        examples = tuple(map(locate, repeated[:EXAMPLES]))
+        findings.append(Finding(reason, len(repeated), examples))
     return tuple(findings)
 
 
@@ -225,10 +261,15 @@ def _findings(tally: Tally) -> tuple[Finding, ...]:
     )
 
 
-def _by_image(
+def by_image(
     batch: InstanceBatch, images: int
 ) -> tuple[tuple[Instances, ...], tuple[AnnotationFields, ...]]:
-    """Group instances by image, in the order of their annotations."""
+    """Group instances by image, in the order of their annotations.
+
+    Args:
+        batch: instances of some images.
+        images: number of images.
+    """
     parts = np.split(batch.coordinates, batch.part_starts[1:-1])
     starts = batch.instance_starts.tolist()
     shapes: list[Shape] = [tuple(parts[a:b]) for a, b in pairwise(starts)]

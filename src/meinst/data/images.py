@@ -158,6 +158,49 @@ def check_header(path: Path, size: tuple[int, int]) -> None:
         raise _wrong_size(path, sizes[-1], size)
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, turned upright, without reading its pixels.
+
+    Raises:
+        ImageError: as :func:`check_header`.
+    """
+    _check_file(path)
+    try:
+        return _header_sizes(path)[-1]
+    except Exception as error:  # as in _read_file
+        raise ImageError(f"{path} {_reason(error, path)}") from error
+
+
+def read_labels(path: Path) -> NDArray[Any]:
+    """The values of a label image as they are stored, turned upright: ``(H, W)`` or ``(H, W, C)``.
+
+    Of images with a palette, these are the indices into it.
+
+    Raises:
+        ImageError: as :func:`load_image`, or if the file has several pages or is a JPEG file, which
+            does not keep values.
+    """
+    _check_file(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+        prepare_pillow(head)
+        if is_big_endian_bigtiff(head):
+            return _turn(*read_tiff(path))
+        with Image.open(path) as image:
+            check_pixels(image.width, image.height)
+            fault = "is a JPEG file, which does not keep values" if image.format == "JPEG" else ""
+            pages = count_pages(path, image)
+            fault = f"has {pages} pages, a label image has one" if pages > 1 else fault
+            deep = None if fault else read_deep(path, image)
+            values, orientation = deep or (np.asarray(image), orientation_of(image))
+    except Exception as error:  # as in _read_file
+        raise ImageError(f"{path} {_reason(error, path)}") from error
+    if fault:
+        raise ImageError(f"{path} {fault}; save it as one PNG or TIFF file for each image.")
+    return _turn(values, orientation)
+
+
 def _header_sizes(path: Path) -> list[tuple[int, int]]:
     """Width and height as stored, and as turned upright."""
     with path.open("rb") as file:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from functools import partial
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from meinst.data.coco import CocoData, read_coco
+from meinst.data.datasets.dataset import check_same_classes, open_dataset
+from meinst.data.datasets.parts import VAL
+from meinst.data.datasets.split import SPLIT, read_split, split, write_split
 from meinst.data.image_check import check_usable, describe, unusable_images
 from meinst.data.summary import DataSummary, check_learnable, summarize
 from meinst.models.recipe import Recipe
@@ -23,8 +28,7 @@ def read_data(options: TrainOptions, recipe: Recipe) -> tuple[CocoData, CocoData
         ValueError: if nothing can be learned, most images cannot be read, or there are fewer
             validation images than processes.
     """
-    train_data = _read(options.train_annotations, options.train_images, options)
-    val_data = _read(options.val_annotations, options.val_images, options)
+    train_data, val_data = _read_files(options) if options.data is None else _read_dataset(options)
     check_learnable(train_data, _log_content(train_data, recipe))
     _log_content(val_data, recipe)
     if len(val_data) < options.world_size:
@@ -40,13 +44,49 @@ def read_data(options: TrainOptions, recipe: Recipe) -> tuple[CocoData, CocoData
     return train_data, val_data
 
 
-def _read(annotations: Path, images: Path, options: TrainOptions) -> CocoData:
-    return read_coco(
-        annotations,
-        images,
+def _read_files(options: TrainOptions) -> tuple[CocoData, CocoData]:
+    train, val = (
+        read_coco(
+            annotations or "",
+            images,
+            crowd_as_instances=options.crowd_as_instances,
+            allow_outside=options.allow_outside,
+        )
+        for annotations, images in (
+            (options.train_annotations, options.train_images),
+            (options.val_annotations, options.val_images),
+        )
+    )
+    return train, val
+
+
+def _read_dataset(options: TrainOptions) -> tuple[CocoData, CocoData]:
+    """Read a data set of any layout, and divide it if it has no validation part."""
+    dataset = open_dataset(options.data or "")
+    log.info("%s", dataset)
+    read = partial(
+        dataset.read,
         crowd_as_instances=options.crowd_as_instances,
         allow_outside=options.allow_outside,
     )
+    data = read(dataset.training_part())
+    if VAL in dataset.parts:
+        val = read(VAL)
+        check_same_classes(data, val)
+        return data, val
+    path = options.output / SPLIT
+    if options.resume and path.is_file():
+        parts = read_split(path, data)
+    else:
+        parts = split(data, seed=options.seed)
+        rank_zero_only(write_split)(path, data, parts, seed=options.seed)
+    log.info(
+        "no validation part: %d of %d images drawn for it, listed in %s",
+        len(parts.val),
+        len(data),
+        path,
+    )
+    return data.select(parts.train), data.select(parts.val)
 
 
 def _log_content(data: CocoData, recipe: Recipe) -> DataSummary:

@@ -9,12 +9,17 @@ from pathlib import Path
 from meinst.models.recipe import Recipe
 from meinst.options import check_range
 
+_FILES = ("train_images", "train_annotations", "val_images", "val_annotations")
+
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Data, output and start of a training run.
 
     Attributes:
+        data: a data set: a folder, a YOLO description (data.yaml) or a COCO annotation file. Its
+            layout is found out; see `meinst data`. Without a validation part, a fifth of the images
+            becomes one, which split.json in the output folder lists.
         train_images: folder of the training images.
         train_annotations: COCO annotations (JSON) of the training images.
         val_images: folder of the validation images.
@@ -48,11 +53,12 @@ class TrainOptions:
         checkpoint_every: updates between saves of the last checkpoint.
     """
 
-    train_images: Path
-    train_annotations: Path
-    val_images: Path
-    val_annotations: Path
-    output: Path
+    data: Path | None = None
+    train_images: Path | None = None
+    train_annotations: Path | None = None
+    val_images: Path | None = None
+    val_annotations: Path | None = None
+    output: Path = Path("runs/train")
     recipe: Recipe | None = None
     init: str | None = None
     backbone_weights: Path | None = None
@@ -71,7 +77,11 @@ class TrainOptions:
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        """Reject values that are out of range."""
+        """Reject values that are out of range, and data given twice or not at all."""
+        files = [getattr(self, name) for name in _FILES]
+        if (self.data is None) == (None in files) or (self.data and any(files)):
+            flags = ", ".join("--" + name.replace("_", "-") for name in _FILES)
+            raise ValueError(f"give the data once: either a data set (DATA), or all of {flags}.")
         names = ("devices", "num_nodes", "images_per_device", "checkpoint_every")
         check_range(self, 1, math.inf, *names)
         check_range(self, 0, math.inf, "workers")

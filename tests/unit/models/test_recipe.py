@@ -156,7 +156,7 @@ def test_empty_section_keeps_the_values_of_the_base(tmp_path: Path, base: str) -
 
 
 def test_train_options_are_checked() -> None:
-    paths = [Path()] * 5
+    paths = [None, *[Path("x")] * 5]
     for name in ("devices", "num_nodes", "images_per_device", "checkpoint_every"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             TrainOptions(*paths, **{name: 0})
@@ -164,6 +164,10 @@ def test_train_options_are_checked() -> None:
         TrainOptions(*paths, seed=-1)
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         TrainOptions(*paths, workers=-1)
+    for wrong in ([], [Path("x")] * 5, [None, Path("x")]):
+        with pytest.raises(ValueError, match="give the data once: either a data set"):
+            TrainOptions(*wrong)
+    assert TrainOptions(Path("x")).output == Path("runs/train")
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -32,6 +32,8 @@ MAX_OUTLINE = 2.0**22
 MAX_BITMAP = 2**28
 """Largest box of a mask given as run lengths, in pixels: it is decoded to one byte per pixel."""
 
+MISSING_BOX = "missing box"
+
 _SHORTEST = 6  # numbers of the smallest polygon, three points
 _NOT_FINITE = "polygon that is not a list of finite numbers"
 # Stands in for missing or unusable boxes.
@@ -315,7 +317,7 @@ def parse_boxes(given: Sequence[Any]) -> tuple[Floats, dict[str, Truths]]:
     empty = any_of_row(boxes[:, 2:] <= 0)
     boxes[missing | wrong | empty] = np.nan
     return boxes, {
-        "missing box": missing,
+        MISSING_BOX: missing,
         "box that is not four finite numbers": wrong,
         "box with zero area": empty,
     }

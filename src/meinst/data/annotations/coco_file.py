@@ -60,7 +60,19 @@ def load_document(
         FileNotFoundError: if the file does not exist.
         AnnotationError: if the file is not valid; lists all faults.
     """
-    document = _parse(path)
+    document = load_lists(path)
+    check_document(document, path, folder, allow_outside=allow_outside)
+    return document
+
+
+def check_document(
+    document: dict[str, Any], path: Path, folder: Path | None, *, allow_outside: bool = False
+) -> None:
+    """Check a parsed document as :func:`load_document` does.
+
+    Raises:
+        AnnotationError: if it is not valid; lists all faults.
+    """
     checks = _FileChecks(document, files=folder is not None)
     if folder is not None:
         checks.image_files(folder, allow_outside=allow_outside)
@@ -71,7 +83,6 @@ def load_document(
             f"{path} is not valid: {'; '.join(checks.faults)}. Correct the file and try again.",
             tuple(checks.faults),
         )
-    return document
 
 
 def image_sizes(document: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
@@ -79,8 +90,13 @@ def image_sizes(document: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
     return {entry["id"]: (entry["height"], entry["width"]) for entry in document["images"]}
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    """Parse a document and check that its three lists exist."""
+def load_lists(path: Path) -> dict[str, Any]:
+    """Parse a document and check only that its three lists exist.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        AnnotationError: if it is not JSON, or lacks a list.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"The annotation file {path} does not exist.")
     try:

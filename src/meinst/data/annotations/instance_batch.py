@@ -30,6 +30,8 @@ CLIP_TOLERANCE = 1.0
 CROWD = "crowd region, not used as an instance"
 CROWD_USED = "crowd region, used as an instance"
 
+FROM_MASK = ", taken from the mask"
+
 AREA_FACTOR, AREA_SLACK = 10.0, 16.0
 """An area contradicts its mask if they differ by this factor, and further by this many pixels."""
 
@@ -235,7 +237,7 @@ class BatchReader:
         unused = ~given | outside | apart
         boxes[unused] = _clip(bounds, sizes)[0][unused]
         file_boxes[unused] = np.nan
-        reasons = {f"{reason}, taken from the mask": rows for reason, rows in derived.items()}
+        reasons = {reason + FROM_MASK: rows for reason, rows in derived.items()}
         reasons["box clipped to the image"] = clipped & ~unused
         return boxes, reasons
 

@@ -1,0 +1,39 @@
+"""Run lengths of the objects of a label image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def label_counts(
+    labels: NDArray[Any], background: int = 0
+) -> tuple[NDArray[Any], list[NDArray[np.int64]]]:
+    """Split a label image into the masks of its objects.
+
+    Args:
+        labels: ``(H, W)`` integers, the number of each pixel's object.
+        background: the number of pixels without an object.
+
+    Returns:
+        The ``N`` numbers that occur, ascending, without ``background``; and for each the lengths of
+        alternating runs of 0 and 1 down the columns of the image, as in COCO's uncompressed RLE.
+    """
+    flat = labels.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts = np.concatenate(([0], changes)) if len(flat) else changes
+    ends = np.append(changes, len(flat)) if len(flat) else changes
+    kept = flat[starts] != background
+    starts, ends = starts[kept], ends[kept]
+    order = np.argsort(flat[starts], kind="stable")
+    starts, ends = starts[order], ends[order]
+    numbers, first = np.unique(flat[starts], return_index=True)
+    before = np.concatenate(([0], ends[:-1]))[: len(starts)]  # end of the object's previous run
+    before[first] = 0
+    runs = np.column_stack((starts - before, ends - starts)).ravel()
+    last = np.append(first[1:], len(starts)) - 1 if len(first) else first
+    tails = len(flat) - ends[last]
+    pieces = np.split(runs, 2 * first[1:])[: len(numbers)]
+    return numbers, [np.append(piece, tail) for piece, tail in zip(pieces, tails, strict=True)]
