@@ -55,8 +55,8 @@ class EvaluateArguments:
             layout is found out; see `meinst data`.
         part: which part of the data set to measure on: train, val, test, or all if it is not
             divided; by default val, or else test.
-        images: folder of the images; by default DATA tells.
-        annotations: COCO annotations (JSON) of the images; by default DATA tells.
+        images: folder of the images; by default as DATA tells.
+        annotations: COCO annotations (JSON) of the images; by default as DATA tells.
         output: file for the figures (JSON); by default they are only printed.
         max_detections: limit of detections per image, and COCO's own limit (usually 100); by
             default the model's own.
