@@ -135,3 +135,34 @@ def test_parts_that_do_not_fit_together_are_rejected(tmp_path: Path) -> None:
     )
     with pytest.raises(DatasetError, match="no objects of dog, which the validation part"):
         check_same_classes(without, val)
+
+
+def test_data_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "report.html"
+    assert main(["data", "check", str(folder), "--output", str(report)]) == 0
+    assert "train: 3 images of" in capsys.readouterr().out
+    assert report.read_text().startswith("<!doctype html>")
+    for to in ("coco", "yolo", "labelme", "label-images"):
+        target = tmp_path / to
+        assert main(["data", "convert", str(folder), str(target), "--to", to]) == 0
+        output = capsys.readouterr()
+        assert f"{target}: 4 images (train 3, val 1)" in output.out
+        assert ("label-images cannot represent classes" in output.err) == (to == "label-images")
+        assert [len(meinst.open_dataset(target).read(part)) for part in ("train", "val")] == [3, 1]
+    target = tmp_path / "split"
+    assert main(["data", "split", str(folder), str(target), "--val", "0.25", "--test", "0.25"]) == 0
+    assert f"{target}: 4 images (train 2, val 1, test 1)" in capsys.readouterr().out
+    target = tmp_path / "sample"
+    assert main(["data", "sample", str(folder), str(target), "--images", "3"]) == 0
+    assert f"{target}: 3 images (train 2, val 1)" in capsys.readouterr().out
+    assert main(["data", "convert", str(folder), str(target), "--to", "coco"]) == 2
+    assert "is not empty; choose another folder" in capsys.readouterr().err
+    assert main(["data", "split", str(folder), str(tmp_path / "x"), "--val", "0"]) == 2
+    assert "must leave a tenth for training" in capsys.readouterr().err
+
+
+def test_data_check_fails_on_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layouts.write_yolo(tmp_path)
+    (tmp_path / "images/train/a.png").write_bytes(b"no image")
+    assert main(["data", "check", str(tmp_path)]) == 1
+    assert "1 images of train cannot be used" in capsys.readouterr().out

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import sys
 from collections.abc import Sequence
+
+from meinst.cli.subcommands import run_subcommand
 
 COMMANDS = {
     "fit": "fit a codec on the masks of annotation files",
@@ -28,26 +27,5 @@ examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the subcommand; returns its exit code."""
-    width = max(map(len, COMMANDS)) + 2
-    commands = "\n".join(f"  {name:{width}}{what}" for name, what in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="meinst codec",
-        usage="meinst codec [--help] COMMAND ...",
-        description="Mask codecs, which encode masks as short vectors and decode them.",
-        epilog=f"commands:\n{commands}\n\n{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    if not arguments:
-        parser.print_help(sys.stderr)
-        return 2
-    command, *rest = arguments
-    if command in ("--help", "-h"):
-        parser.parse_args(["--help"])
-    if command not in COMMANDS:
-        raise ValueError(
-            f"unknown command 'codec {command}'; choose one of {', '.join(COMMANDS)}; "
-            "see `meinst codec --help`"
-        )
-    module = importlib.import_module(f"meinst.cli.codec_{command}")
-    code: int = module.run(rest)
-    return code
+    description = "Mask codecs, which encode masks as short vectors and decode them."
+    return run_subcommand("codec", COMMANDS, description, EXAMPLES, arguments)

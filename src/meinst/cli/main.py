@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "try the shipped models on two images from scikit-image",
     "predict": "segment images: write overlays and COCO results",
     "models": "list the shipped models",
+    "data": "check, convert, divide and reduce data sets",
     "train": "train on your own data, a folder of any layout",
     "evaluate": "evaluate a model: COCO AP of boxes and masks",
     "codec": "fit, compare, evaluate and plot mask codecs",

@@ -145,6 +145,29 @@ def read_part_and_report(
     return data
 
 
+def read_parts_and_report(
+    path: Path, *, crowd_as_instances: bool = False, allow_outside: bool = False
+) -> dict[str, CocoData]:
+    """Read all parts of a data set, and print its layout and what was left out or repaired.
+
+    Args:
+        path: the data set.
+        crowd_as_instances: read crowd regions as ordinary instances.
+        allow_outside: allow file names that lead out of the image folder.
+    """
+    from meinst.data.datasets.dataset import open_dataset
+
+    dataset = open_dataset(path)
+    print(dataset, file=sys.stderr)
+    parts = {}
+    for name in dataset.parts:
+        parts[name] = dataset.read(
+            name, crowd_as_instances=crowd_as_instances, allow_outside=allow_outside
+        )
+        print_report(parts[name].annotations, parts[name].report)
+    return parts
+
+
 def read_all_and_report(
     annotations: Sequence[Path], *, crowd_as_instances: bool = False
 ) -> list[CocoData]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from meinst.data.coco import CocoData
+from meinst.data.coco import CocoData, Report
 from meinst.data.datasets.layouts import find_layout
 from meinst.data.datasets.parts import TEST, TRAIN, VAL, WHOLE, DatasetError, Part, ReadOptions
 from meinst.options import first_few
@@ -105,6 +105,39 @@ def check_same_classes(train: CocoData, val: CocoData) -> None:
             f"{train.annotations}: no objects of {first_few(sorted(measured - known))}, which the "
             f"validation part {val.annotations} has; add images of them to the training part."
         )
+
+
+def join(parts: Sequence[CocoData]) -> CocoData:
+    """Join parts of a data set to one; images are numbered anew.
+
+    Raises:
+        DatasetError: if their classes differ.
+    """
+    first, *others = parts
+    for other in others:
+        if other.class_names != first.class_names:
+            raise DatasetError(
+                f"{other.annotations}: its classes are not those of {first.annotations}, or in "
+                "another order; give both the same classes."
+            )
+    if not others:
+        return first
+    report = Report(
+        *(
+            tuple(finding for part in parts for finding in getattr(part.report, kind))
+            for kind in ("dropped", "repaired", "noted")
+        )
+    )
+    return replace(
+        first,
+        images=tuple(
+            replace(record, id=number)
+            for number, record in enumerate((r for part in parts for r in part.images), 1)
+        ),
+        instances=tuple(each for part in parts for each in part.instances),
+        fields=tuple(each for part in parts for each in part.fields),
+        report=report,
+    )
 
 
 def open_dataset(path: str | Path) -> Dataset:

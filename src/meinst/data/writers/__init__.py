@@ -1,0 +1,1 @@
+"""Write data sets in other layouts; ``convert.py`` is the way in."""
