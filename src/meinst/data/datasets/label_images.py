@@ -115,8 +115,7 @@ def _pairs_in(folder: Path) -> tuple[dict[str, Path], dict[str, Path]] | None:
         if labels:
             return _by_name(list_images(images), images), _by_name(labels, masks)
         return None
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    pictures = [path for path in list_images(folder) if path in set(files)]
+    pictures = list_images(folder, recursive=False)
     labels = [path for path in pictures if _SUFFIX.search(path.stem)]
     if not labels:
         return None

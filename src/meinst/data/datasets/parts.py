@@ -110,18 +110,19 @@ def _name_of(source: Path, root: Path) -> str | None:
     return next((name for name in map(part_name, names) if name), None)
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, *, recursive: bool = True) -> list[Path]:
     """Images in a folder and its subfolders, by suffix, sorted; hidden ones are left out."""
-    return [path for path in list_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = list_files(folder, recursive=recursive)
+    return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def list_files(folder: Path) -> list[Path]:
-    """All files in a folder and its subfolders, sorted; hidden ones are left out."""
-    found = []
+def list_files(folder: Path, *, recursive: bool = True) -> list[Path]:
+    """Files in a folder and its subfolders, sorted; hidden ones are left out."""
+    found: list[str] = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        found += [os.path.join(parent, name) for name in names if not name.startswith(".")]  # noqa: PTH118
+    return [Path(name) for name in sorted(found)]
 
 
 def by_stem(paths: Iterable[Path], folder: Path) -> dict[str, Path]:

@@ -178,7 +178,7 @@ def _parse(
         if not words:
             continue
         try:
-            label, values = int(words[0]), [float(word) for word in words[1:]]
+            label, values = int(words[0]), list(map(float, words[1:]))
         except ValueError as error:
             raise _line_error(path, number, "has words that are not numbers", line) from error
         if not 0 <= label < classes:
