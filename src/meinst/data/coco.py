@@ -23,6 +23,8 @@ from meinst.data.annotations.instance_batch import BatchReader, InstanceBatch, T
 from meinst.data.shapes import Bitmap, Instances, Shape
 from meinst.options import printable
 
+_BATCH = 20_000  # annotations that are converted at once
+
 
 @dataclass(frozen=True)
 class ImageRecord:
@@ -171,8 +173,10 @@ def read_document(
     categories = sorted(document["categories"], key=lambda category: int(category["id"]))
     records = tuple(_record(entry, folder) for entry in document["images"])
     reader = BatchReader.for_document(document, crowd_as_instances=crowd_as_instances)
-    batch = reader.read(document["annotations"])
-    instances, fields = by_image(batch, len(records))
+    entries = document["annotations"]
+    starts = range(0, max(len(entries), 1), _BATCH)  # at least one batch, perhaps empty
+    batches = [reader.read(entries[start : start + _BATCH]) for start in starts]
+    instances, fields = by_image(batches, len(records))
     report = report_of(reader)
     return CocoData(
         path,
@@ -262,32 +266,33 @@ def _findings(tally: Tally) -> tuple[Finding, ...]:
 
 
 def by_image(
-    batch: InstanceBatch, images: int
+    batches: Sequence[InstanceBatch], images: int
 ) -> tuple[tuple[Instances, ...], tuple[AnnotationFields, ...]]:
     """Group instances by image, in the order of their annotations.
 
     Args:
-        batch: instances of some images.
+        batches: instances of some images.
         images: number of images.
     """
-    parts = np.split(batch.coordinates, batch.part_starts[1:-1])
-    starts = batch.instance_starts.tolist()
-    shapes: list[Shape] = [tuple(parts[a:b]) for a, b in pairwise(starts)]
-    for row, bitmap in batch.bitmaps.items():
-        shapes[row] = bitmap
-    order = np.argsort(batch.images, kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(batch.images, minlength=images))[:-1])
+    shapes: list[Shape] = []
+    for batch in batches:
+        parts = np.split(batch.coordinates, batch.part_starts[1:-1])
+        own: list[Shape] = [tuple(parts[a:b]) for a, b in pairwise(batch.instance_starts.tolist())]
+        for row, bitmap in batch.bitmaps.items():
+            own[row] = bitmap
+        shapes += own
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(batch, name) for batch in batches])
+
+    of_image = joined("images")
+    order = np.argsort(of_image, kind="stable")
+    groups = np.split(order, np.cumsum(np.bincount(of_image, minlength=images))[:-1])
+    boxes, labels, crowd = joined("boxes"), joined("labels"), joined("crowd")
     instances = tuple(
-        Instances(
-            batch.boxes[rows],
-            batch.labels[rows],
-            tuple(shapes[row] for row in rows),
-            batch.crowd[rows],
-        )
+        Instances(boxes[rows], labels[rows], tuple(shapes[row] for row in rows), crowd[rows])
         for rows in groups
     )
-    fields = tuple(
-        AnnotationFields(batch.ids[rows], batch.file_boxes[rows], batch.file_areas[rows])
-        for rows in groups
-    )
+    ids, file_boxes, areas = joined("ids"), joined("file_boxes"), joined("file_areas")
+    fields = tuple(AnnotationFields(ids[rows], file_boxes[rows], areas[rows]) for rows in groups)
     return instances, fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from meinst.data.annotations.arrays import Faults, parse_masks
 from meinst.data.annotations.file_names import leads_outside, nearest_files
+from meinst.data.annotations.large_file import Entries, column, read_large, sample
 from meinst.options import FileError, printable
 
 MANY = 0.5
@@ -27,6 +28,7 @@ MAX_PIXELS = 2**31 - 1
 EXAMPLES = 5
 """Number of faulty ids or names listed in a message."""
 
+_LARGE = 1 << 26  # bytes from which a file is not parsed as a whole
 _SAMPLE = 1000  # annotations by which the unit of coordinates is recognised
 
 
@@ -99,8 +101,9 @@ def load_lists(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"The annotation file {path} does not exist.")
+    large = read_large(path) if path.stat().st_size > _LARGE else None
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes()) if large is None else large
     except json.JSONDecodeError as error:
         raise AnnotationError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
@@ -115,7 +118,7 @@ def load_lists(path: Path) -> dict[str, Any]:
     faults = [
         f"{name} is {'not a list' if name in document else 'missing'}"
         for name in ("images", "annotations", "categories")
-        if not isinstance(document.get(name), list)
+        if not isinstance(document.get(name), (list, Entries))
     ]
     if faults:
         raise AnnotationError(f"{path} is not in COCO format: {'; '.join(faults)}.", tuple(faults))
@@ -149,10 +152,11 @@ class _FileChecks:
             ("annotations", annotations),
             ("categories", categories),
         ):
-            self._add(_repeated(e["id"] for e in entries), f"duplicate ids in {name}", "id")
-            negative = [f"{e['id']}" for e in entries if e["id"] < 0]
+            ids = column(entries, "id")
+            self._add(_repeated(ids), f"duplicate ids in {name}", "id")
+            negative = [str(number) for number in ids if number < 0]
             self._add(negative, f"negative ids in {name}", "id")
-            large = [f"{e['id']}" for e in entries if e["id"] > MAX_ID]
+            large = [str(number) for number in ids if number > MAX_ID]
             self._add(large, f"ids above 64 bits in {name}", "id")
         # Evaluation matches classes by name, so names must be unique.
         names = _repeated(e["name"] for e in categories)
@@ -168,7 +172,8 @@ class _FileChecks:
                 self.faults.append(f"{name} is empty")
         for key, entries in (("image_id", self.images), ("category_id", categories)):
             known = {e["id"] for e in entries}
-            unknown = [f"{e['id']}" for e in annotations if e[key] not in known]
+            pairs = zip(column(annotations, "id"), column(annotations, key), strict=True)
+            unknown = [str(number) for number, other in pairs if other not in known]
             if len(unknown) > MANY * len(annotations):
                 fault = f"annotations (of {len(annotations)}) with an unknown {key}"
                 self._add(unknown, fault, "annotation")
@@ -199,17 +204,13 @@ class _FileChecks:
     def coordinates(self) -> None:
         """Check that masks are in pixels, by a sample of them."""
         sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in self.images}
-        sample = [
-            entry
-            for entry in self.annotations[:: max(len(self.annotations) // _SAMPLE, 1)]
-            if entry["image_id"] in sizes
-        ]
-        if not sample:
+        chosen = [e for e in sample(self.annotations, _SAMPLE) if e["image_id"] in sizes]
+        if not chosen:
             return
         numbers = parse_masks(
-            [entry.get("segmentation") for entry in sample],
-            np.array([sizes[entry["image_id"]] for entry in sample], dtype=np.float64),
-            Faults(len(sample)),
+            [entry.get("segmentation") for entry in chosen],
+            np.array([sizes[entry["image_id"]] for entry in chosen], dtype=np.float64),
+            Faults(len(chosen)),
         ).polygons.coordinates
         whole = np.array_equal(numbers, numbers.round())  # then these are pixels near the corner
         if not whole and numbers.min() >= 0 and numbers.max() <= 1:
@@ -220,9 +221,11 @@ class _FileChecks:
 
     def _entries(
         self, document: dict[str, Any], name: str, keys: Mapping[str, type]
-    ) -> list[dict[str, Any]]:
+    ) -> Sequence[dict[str, Any]]:
         """Return the entries of a list that have all keys with values of the right type."""
-        entries: list[dict[str, Any]] = document[name]
+        entries: Sequence[dict[str, Any]] = document[name]
+        if isinstance(entries, Entries):  # checked when it was read
+            return entries
         if all(type(entry) is dict for entry in entries) and all(
             type(entry.get(key)) is expected for key, expected in keys.items() for entry in entries
         ):  # no faults; otherwise find them entry by entry

@@ -21,6 +21,7 @@ from meinst.data.annotations.arrays import (
 )
 from meinst.data.annotations.box_format import SAMPLE, box_format_fault
 from meinst.data.annotations.coco_file import image_sizes
+from meinst.data.annotations.large_file import sample
 from meinst.data.shapes import Bitmap, Floats, bitmap_masks
 from meinst.ops.rasterize import piece_starts, rasterize_flat
 
@@ -157,9 +158,7 @@ class BatchReader:
         """
         categories = sorted(int(category["id"]) for category in document["categories"])
         reader = cls(image_sizes(document), categories, crowd_as_instances=crowd_as_instances)
-        annotations = document["annotations"]
-        sample = annotations[:: max(len(annotations) // SAMPLE, 1)]
-        reader._box_fault = reader._find_box_fault(sample)
+        reader._box_fault = reader._find_box_fault(sample(document["annotations"], SAMPLE))
         return reader
 
     def read(self, annotations: Sequence[dict[str, Any]]) -> InstanceBatch:

@@ -128,7 +128,7 @@ class _Builder:
             for entry in self._entries(image, number)
         ]
         batch = reader.read(entries)
-        instances, fields = by_image(batch, len(chunk))
+        instances, fields = by_image([batch], len(chunk))
         self.instances += instances
         self.fields += fields
         reader.repaired.ids.pop(MISSING_BOX + FROM_MASK, None)  # these layouts have no boxes

@@ -16,9 +16,10 @@ UNREADABLE = "image that cannot be read, its labels are not used"
 
 def image_sizes(paths: Sequence[Path]) -> Iterator[tuple[int, int] | None]:
     """Width and height of each image, turned upright; None if it cannot be read."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(paths), _AT_ONCE):
-            yield from pool.map(_size, paths[start : start + _AT_ONCE])
+    for start in range(0, len(paths), _AT_ONCE):
+        with ThreadPoolExecutor(_THREADS) as pool:  # closed before anything is yielded
+            sizes = list(pool.map(_size, paths[start : start + _AT_ONCE]))
+        yield from sizes
 
 
 def _size(path: Path) -> tuple[int, int] | None:
