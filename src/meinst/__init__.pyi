@@ -10,6 +10,8 @@ from .detections import Detections
 from .detector.meinst import MEInst
 from .detector.predictor import Predictor
 from .detector.select import SelectOptions
+from .diagnosis.diagnose import Diagnosis, diagnose
+from .diagnosis.html import write_report
 from .export.export import export_model
 from .inference.evaluate import Metrics, evaluate
 from .inference.predict import predict_files
@@ -25,6 +27,7 @@ __all__ = [
     "Codec",
     "CodecOptions",
     "Detections",
+    "Diagnosis",
     "MEInst",
     "Metrics",
     "PCACodec",
@@ -34,6 +37,7 @@ __all__ = [
     "TrainOptions",
     "__version__",
     "coco_metrics",
+    "diagnose",
     "evaluate",
     "export_model",
     "fit_codec",
@@ -47,4 +51,5 @@ __all__ = [
     "read_coco",
     "save_model",
     "train",
+    "write_report",
 ]

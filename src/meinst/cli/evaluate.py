@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meinst.cli.main import print_error
 from meinst.cli.parser import parse_command
@@ -15,12 +15,14 @@ from meinst.cli.parser import parse_command
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from meinst.data.coco import CocoData
+    from meinst.detector.predictor import Predictor
     from meinst.inference.evaluate import Metrics
 
 EXAMPLES = """
 meinst evaluate --model nuclei --images val --annotations val.json
 meinst evaluate --model runs/mine/best.safetensors --images val --annotations val.json \\
-    --max-detections 300 --output metrics.json
+    --max-detections 300 --output metrics.json --report report
 """
 
 # Fields of APSummary, and how the table names them.
@@ -51,6 +53,8 @@ class EvaluateArguments:
         images: folder of the images.
         annotations: COCO annotations (JSON) of the images.
         output: file for the figures (JSON); by default they are only printed.
+        report: folder for report.html, which shows why average precision is lost (kinds of errors
+            and what each costs, plots, the worst pictures, suspicious labels), and report.json.
         max_detections: limit of detections per image, and COCO's own limit (usually 100); by
             default the model's own.
         intensity: for images of more than 8 bits, the values that become 0 and 255: percentile
@@ -68,6 +72,7 @@ class EvaluateArguments:
     images: Path
     annotations: Path
     output: Path | None = None
+    report: Path | None = None
     max_detections: int | None = None
     intensity: str | None = None
     batch_size: int = 1
@@ -86,12 +91,16 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.cli.device import find_device
     from meinst.cli.memory import keep_for_reuse
     from meinst.cli.output import check_file, read_and_report
-    from meinst.files import write_atomically
-    from meinst.inference.evaluate import evaluate
+    from meinst.files import check_folder, write_atomically
     from meinst.models.load import load
 
     if options.output is not None:
         check_file(options.output, [options.annotations, Path(options.model)])
+    if options.report is not None:
+        from meinst.diagnosis.html import check_plots
+
+        check_plots()
+        check_folder(options.report, "--report")
     data = read_and_report(
         options.annotations,
         options.images,
@@ -103,13 +112,7 @@ def run(arguments: Sequence[str]) -> int:
     model.input_options = model.input_options.override(options.intensity)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("images", total=len(data.images))
-        metrics = evaluate(
-            model,
-            data,
-            max_detections=options.max_detections,
-            batch_size=options.batch_size,
-            on_image=lambda: progress.advance(task),
-        )
+        metrics = _measure(options, model, data, lambda: progress.advance(task))
     console = Console()
     console.print(summary_table(metrics))
     if len(metrics.bbox.per_class) > 1:
@@ -119,6 +122,27 @@ def run(arguments: Sequence[str]) -> int:
         content = {"model": options.model, **metrics.to_dict()}
         write_atomically(options.output, json.dumps(content, indent=2).encode())
     return exit_code
+
+
+def _measure(
+    options: EvaluateArguments, model: Predictor, data: CocoData, on_image: Callable[[], None]
+) -> Metrics:
+    """Evaluate the model, and write the report if it is wanted."""
+    from meinst.inference.evaluate import evaluate
+
+    settings: dict[str, Any] = {
+        "max_detections": options.max_detections,
+        "batch_size": options.batch_size,
+        "on_image": on_image,
+    }
+    if options.report is None:
+        return evaluate(model, data, **settings)
+    from meinst.diagnosis.diagnose import diagnose
+    from meinst.diagnosis.html import write_report
+
+    diagnosis = diagnose(model, data, **settings)
+    write_report(diagnosis, options.report, title=options.model)
+    return diagnosis.metrics
 
 
 def _print_problems(metrics: Metrics) -> int:
