@@ -105,9 +105,9 @@ def random_case(folder: Path, seed: int) -> tuple[CocoData, list[dict[str, Any]]
         for _ in range(random.integers(0, 4)):
             wrong = random.random() < 0.2
             label = NAMES[random.integers(3)] if wrong else name
-            score = float(random.uniform(0.1, 1).round(3))
-            detections.append((image, label, score, moved(b, int(random.integers(1, 12)))))
+            score = round(float(random.uniform(0.1, 1)), 3)
+            detections.append((image, label, score, moved(b, int(random.integers(1, 7)))))
     for _ in range(20):
         image, name = int(random.integers(1, 7)), NAMES[random.integers(3)]
-        detections.append((image, name, float(random.uniform(0, 0.8).round(3)), box()))
+        detections.append((image, name, round(float(random.uniform(0, 0.8)), 3), box()))
     return read_objects(folder, objects, crowds, images=6), to_results(detections)

@@ -91,7 +91,8 @@ class Assignments:
         # Best detection last, since later values replace earlier ones.
         kinds[objects[chosen][::-1]] = causes[chosen][::-1]
         finders = self.finders(level)
-        kinds[np.append(self.scores, -np.inf)[finders] >= working_score] = Kind.CORRECT
+        found = np.append(self.scores, np.nan)[finders] >= working_score  # -1 is none
+        kinds[found] = Kind.CORRECT
         kinds[self.crowd] = Kind.IGNORED
         return kinds
 

@@ -58,12 +58,9 @@ def measure_overlaps(
         objects: the ``G`` objects.
         image_size: height and width.
     """
-    from pycocotools import mask as coco_mask
-
     truth = [shape_rle(shape, image_size) for shape in objects.shapes]
     shared = shared_pixels(masks, truth)
-    areas = np.array(coco_mask.area(list(masks)), dtype=np.float64)
-    object_areas = np.array(coco_mask.area(truth), dtype=np.float64)
+    areas, object_areas = mask_areas(masks), mask_areas(truth)
     union = np.where(objects.crowd, areas[:, None], areas[:, None] + object_areas - shared)
     return Overlaps(
         masks=masks,
@@ -86,9 +83,18 @@ def shared_pixels(first: Sequence[RLE], second: Sequence[RLE]) -> Floats:
         return np.zeros((len(first), len(second)))
     # For crowds, pycocotools divides the shared pixels by the area of the first mask.
     shares = coco_mask.iou(list(first), list(second), [1] * len(second))
-    areas = np.array(coco_mask.area(list(first)), dtype=np.float64)
-    shared: Floats = np.rint(shares * areas[:, None])
+    shared: Floats = np.rint(shares * mask_areas(first)[:, None])
     return shared
+
+
+def mask_areas(masks: Sequence[RLE]) -> Floats:
+    """Pixels of each mask, ``(N,)``.
+
+    By hotcoco, because pycocotools 2.0.11 fails on NumPy 2 for more than 255 masks.
+    """
+    from hotcoco import mask as hotcoco_mask
+
+    return np.array(hotcoco_mask.area(list(masks)) if len(masks) else [], dtype=np.float64)
 
 
 def shape_rle(shape: Shape, image_size: tuple[int, int]) -> dict[str, Any]:
