@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from meinst.data.coco import CocoData
 from meinst.data.ground_truth import ClassMatch
 from meinst.data.shapes import Instances, read_counts
-from meinst.diagnosis.kinds import AIMED, BACKGROUND, ERRORS, ImageErrors, Kind, find_errors
+from meinst.diagnosis.kinds import AIMED, BACKGROUND, ImageErrors, Kind, find_errors
 from meinst.diagnosis.overlaps import Overlaps, measure_overlaps
 from meinst.ops.mask_iou import boundary_distance, boundary_runs, mask_runs, runs_iou
 from meinst.ops.match_kernels import match_greedily
@@ -32,6 +32,7 @@ class Assignments:
 
     Attributes:
         class_names: names of the ``C`` measured classes.
+        working_score: smallest score of the detections that are counted.
         results: ``(N,)`` indices into the results.
         images: ``(N,)`` indices into the images.
         scores: ``(N,)``.
@@ -54,6 +55,7 @@ class Assignments:
     """
 
     class_names: tuple[str, ...]
+    working_score: float
     results: Integers
     images: Integers
     scores: Floats
@@ -83,28 +85,37 @@ class Assignments:
         found[self.targets[level, correct]] = correct
         return found
 
-    def object_kinds(self, working_score: float, level: int = 0) -> NDArray[np.int8]:
-        """The kind of each object if detections of lower scores are left out, ``(G,)``."""
+    @property
+    def confident(self) -> NDArray[np.bool_]:
+        """Whether detections have at least the working score, ``(N,)``."""
+        return self.scores >= self.working_score
+
+    def object_kinds(self, level: int = 0) -> NDArray[np.int8]:
+        """The kind of each object, from detections with at least the working score, ``(G,)``."""
         kinds = np.full(len(self.object_images), Kind.MISSED, dtype=np.int8)
-        detections, objects, causes = self.aims(level)
-        chosen = self.scores[detections] >= working_score
+        _, objects, causes = self.aims(level)
         # Best detection last, since later values replace earlier ones.
-        kinds[objects[chosen][::-1]] = causes[chosen][::-1]
-        finders = self.finders(level)
-        found = np.append(self.scores, np.nan)[finders] >= working_score  # -1 is none
-        kinds[found] = Kind.CORRECT
+        kinds[objects[::-1]] = causes[::-1]
+        kinds[self.found(level)] = Kind.CORRECT
         kinds[self.crowd] = Kind.IGNORED
         return kinds
 
+    def found(self, level: int = 0) -> NDArray[np.bool_]:
+        """Whether a detection with at least the working score finds the object, ``(G,)``."""
+        return np.append(self.confident, False)[self.finders(level)]  # -1 is none
+
     def aims(self, level: int) -> tuple[Integers, Integers, NDArray[np.int8]]:
         """Pairs of a detection and an object that it would have found without its error.
+
+        Only detections with at least the working score are aimed at objects.
 
         Returns:
             Detections, best first, their objects, and the kinds of the errors, each ``(A,)``.
         """
         kinds = self.kinds[level]
-        aimed = np.flatnonzero(np.isin(kinds, AIMED))
-        merging = np.isin(kinds[self.merges[:, 0]], (Kind.MERGED, Kind.CORRECT))
+        aimed = np.flatnonzero(np.isin(kinds, AIMED) & self.confident)
+        merging = np.isin(kinds, (Kind.MERGED, Kind.CORRECT)) & self.confident
+        merging = merging[self.merges[:, 0]]
         merging &= self.targets[level, self.merges[:, 0]] != self.merges[:, 1]
         merges = self.merges[merging]
         detections = np.concatenate((aimed, merges[:, 0]))
@@ -129,7 +140,7 @@ def assign(
         data: the annotations.
         results: detections in COCO's format, with ``bbox`` and ``segmentation`` (compressed RLE).
         classes: the measured categories.
-        working_score: the smallest score of detections that count as pieces of an object.
+        working_score: the smallest score of detections that are counted.
         thresholds: ``(T,)`` IoU thresholds.
     """
     ids = sorted(classes.matched_ids)
@@ -153,7 +164,7 @@ def assign(
         areas = np.where(np.isnan(areas), overlaps.object_areas, areas)
         gathered.add_objects(index, rows, objects, areas)
     names = dict(zip(data.category_ids, data.class_names, strict=True))
-    return gathered.result(tuple(names[category] for category in ids))
+    return gathered.result(tuple(names[category] for category in ids), working_score)
 
 
 def _measured(instances: Instances, new_labels: Integers) -> tuple[Integers, Instances]:
@@ -234,7 +245,7 @@ class _Gathered:
         )
         self.objects += len(rows)
 
-    def result(self, class_names: tuple[str, ...]) -> Assignments:
+    def result(self, class_names: tuple[str, ...], working_score: float) -> Assignments:
         """The arrays of all images, detections sorted by score."""
         joined = {name: np.concatenate(parts) for name, parts in self.parts.items()}
         order = np.argsort(-joined["scores"], kind="stable")
@@ -248,7 +259,7 @@ class _Gathered:
                 joined[name] = array[order]
         for name in ("kinds", "targets", "outline_kinds"):
             joined[name] = np.ascontiguousarray(joined[name].T)
-        return Assignments(class_names=class_names, **joined)
+        return Assignments(class_names=class_names, working_score=working_score, **joined)
 
 
 def _with_target(values: Floats, targets: Integers) -> Floats:
@@ -294,9 +305,3 @@ def boundary_overlaps(overlaps: Overlaps, least: float, size: tuple[int, int]) -
 def _counts(rle: Mapping[str, Any]) -> NDArray[np.int64]:
     counts = rle["counts"]
     return read_counts(counts.decode() if isinstance(counts, bytes) else counts)
-
-
-def count_errors(assignments: Assignments, chosen: NDArray[np.bool_]) -> dict[Kind, int]:
-    """Number of detections of each kind of error at the lowest threshold."""
-    counts = np.bincount(assignments.kinds[0, chosen], minlength=len(Kind))
-    return {kind: int(counts[kind]) for kind in ERRORS}

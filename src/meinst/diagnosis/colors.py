@@ -5,17 +5,18 @@ from __future__ import annotations
 from meinst.diagnosis.kinds import Kind
 from meinst.ops.draw import PALETTE, Color
 
-_ORANGE, _SKY, _, _YELLOW, _GREEN, _VERMILLION, _BLUE, _WINE = PALETTE
+_ORANGE, _SKY, _, _YELLOW, _GREEN, _VERMILLION, _BLUE, _ = PALETTE
 _GREY = (140, 150, 160)
-_VIOLET = (148, 103, 189)
+_BROWN = (140, 86, 40)
+_INDIGO = (80, 60, 220)
 _MAGENTA = (230, 0, 126)
 
 COLORS: dict[Kind, Color] = {
     Kind.CORRECT: _GREEN,
     Kind.IGNORED: _GREY,
-    Kind.DOUBLE: _VIOLET,
+    Kind.DOUBLE: _BROWN,
     Kind.WRONG_CLASS: _BLUE,
-    Kind.MERGED: _WINE,
+    Kind.MERGED: _INDIGO,
     Kind.SPLIT: _YELLOW,
     Kind.POOR_OUTLINE: _SKY,
     Kind.LOOSE_BOX: _ORANGE,

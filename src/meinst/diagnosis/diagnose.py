@@ -23,6 +23,7 @@ from meinst.diagnosis.findings import (
     ErrorSummary,
     PictureSummary,
     SizeSummary,
+    count_found_below,
     false_negative_gain,
     false_positive_gain,
     mean_or_none,
@@ -85,13 +86,15 @@ class Outlines:
 class Diagnosis:
     """Result of :func:`diagnose`; :func:`meinst.write_report` draws it.
 
-    Errors are counted at mask IoU 0.5 among detections with at least the working score. Gains of AP
-    take all detections and COCO's ten IoU thresholds into account.
+    Errors are counted at mask IoU 0.5 among detections with at least the working score. Gains are
+    of COCO's AP, over ten IoU thresholds. :mod:`meinst.diagnosis.kinds` defines the kinds, and
+    :mod:`meinst.diagnosis.repairs` what their repair is.
 
     Attributes:
         metrics: COCO's metrics, as of :func:`meinst.evaluate`.
         working_score: the score threshold that maximises F1; the model's own if nothing is correct.
         errors: the kinds of errors.
+        found_below: number of missed objects that a detection of a lower score finds.
         false_positives: AP that is gained without any detection that is not correct.
         false_negatives: AP that is gained if objects that are not found do not count.
         classes: figures of each class.
@@ -111,6 +114,7 @@ class Diagnosis:
     metrics: Metrics
     working_score: float
     errors: tuple[ErrorSummary, ...]
+    found_below: int
     false_positives: float
     false_negatives: float
     classes: tuple[ClassSummary, ...]
@@ -133,6 +137,7 @@ class Diagnosis:
             "working_score": self.working_score,
             "iou_thresholds": THRESHOLDS.round(2).tolist(),
             "errors": [plain(each) for each in self.errors],
+            "found_below_working_score": self.found_below,
             "false_positives_dap": self.false_positives,
             "false_negatives_dap": self.false_negatives,
             "sizes": [plain(each) for each in self.sizes],
@@ -209,21 +214,22 @@ def explain(
     best = metrics.segm.f1_threshold
     score = model.selection.threshold if best is None else best
     assignments = assign(data, results, metrics.classes, score)
-    errors, before = summarise_errors(assignments, score)
-    outlines = _measure_outlines(model, data, assignments, score)
+    errors, before = summarise_errors(assignments)
+    outlines = _measure_outlines(model, data, assignments)
     ceiling = outlines.ceiling
     return Diagnosis(
         metrics=metrics,
         working_score=score,
         errors=errors,
+        found_below=count_found_below(assignments),
         false_positives=false_positive_gain(assignments, before),
         false_negatives=false_negative_gain(assignments, before),
-        classes=summarise_classes(assignments, score, metrics.segm.per_class, errors),
-        sizes=summarise_sizes(assignments, score, metrics.bbox, metrics.segm, ceiling),
+        classes=summarise_classes(assignments, metrics.segm.per_class, errors),
+        sizes=summarise_sizes(assignments, metrics.bbox, metrics.segm, ceiling),
         outlines=outlines,
-        calibration=calibrate(assignments, score),
-        confusion=confusion_matrix(assignments, score),
-        pictures=rank_pictures(data, assignments, score),
+        calibration=calibrate(assignments),
+        confusion=confusion_matrix(assignments),
+        pictures=rank_pictures(data, assignments),
         total_images=len(data),
         seed=None,
         data=data,
@@ -246,15 +252,12 @@ def sample_images(data: CocoData, count: int, seed: int) -> CocoData:
     )
 
 
-def rank_pictures(
-    data: CocoData, assignments: Assignments, working_score: float
-) -> tuple[PictureSummary, ...]:
+def rank_pictures(data: CocoData, assignments: Assignments) -> tuple[PictureSummary, ...]:
     """The pictures by number of errors, most first; the earlier one first at equal numbers."""
     images = len(data)
-    confident = assignments.scores >= working_score
-    false = confident & (assignments.kinds[0] >= Kind.DOUBLE)
+    false = assignments.confident & (assignments.kinds[0] >= Kind.DOUBLE)
     falses = np.bincount(assignments.images[false], minlength=images)
-    found = assignments.object_kinds(working_score) == Kind.CORRECT
+    found = assignments.object_kinds() == Kind.CORRECT
     founds = np.bincount(assignments.object_images[found], minlength=images)
     objects = np.bincount(assignments.object_images[~assignments.crowd], minlength=images)
     order = np.argsort(-(objects - founds + falses), kind="stable")
@@ -270,11 +273,8 @@ def rank_pictures(
     )
 
 
-def _measure_outlines(
-    model: Predictor, data: CocoData, assignments: Assignments, working_score: float
-) -> Outlines:
-    correct = assignments.scores >= working_score
-    correct &= assignments.kinds[0] == Kind.CORRECT
+def _measure_outlines(model: Predictor, data: CocoData, assignments: Assignments) -> Outlines:
+    correct = assignments.confident & (assignments.kinds[0] == Kind.CORRECT)
     boundary = assignments.boundary_iou[correct]
     refined = None
     if model.refiner is not None:

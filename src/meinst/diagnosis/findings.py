@@ -33,7 +33,7 @@ class ErrorSummary:
             mask IoU 0.5.
         objects: number of objects that such errors hide, or that are missed.
         share: their share of all such detections and objects together.
-        dap: AP that is gained if this kind alone is repaired, at all scores.
+        dap: AP that is gained if this kind alone is repaired; see :mod:`meinst.diagnosis.repairs`.
         dap50: the same of the AP at IoU 0.5.
         dap_by_iou: the same at each of COCO's ten IoU thresholds.
         lost: share of the lost AP, ``1 - AP``, that is regained if this kind is repaired after all
@@ -132,9 +132,7 @@ class PictureSummary:
         return self.objects - self.found + self.false
 
 
-def summarise_errors(
-    assignments: Assignments, working_score: float
-) -> tuple[tuple[ErrorSummary, ...], float]:
+def summarise_errors(assignments: Assignments) -> tuple[tuple[ErrorSummary, ...], float]:
     """Count the errors of each kind and compute what their repairs gain.
 
     Returns:
@@ -142,9 +140,9 @@ def summarise_errors(
     """
     base = average_precision(assignments)  # (T, C)
     before = _mean(base)
-    confident = assignments.scores >= working_score
+    confident = assignments.confident
     detections = np.bincount(assignments.kinds[0, confident], minlength=len(Kind))
-    objects = np.bincount(assignments.object_kinds(working_score), minlength=len(Kind))
+    objects = np.bincount(assignments.object_kinds(), minlength=len(Kind))
     total = sum(int(detections[kind] + objects[kind]) for kind in ERRORS)
     summaries, reached = [], before
     for count, kind in enumerate(ERRORS, start=1):
@@ -172,6 +170,12 @@ def summarise_errors(
     return tuple(summaries), before
 
 
+def count_found_below(assignments: Assignments) -> int:
+    """Number of missed objects that a detection below the working score finds."""
+    missed = assignments.object_kinds() == Kind.MISSED
+    return int((missed & (assignments.finders() >= 0)).sum())
+
+
 def false_positive_gain(assignments: Assignments, before: float) -> float:
     """AP that is gained without any detection that is not correct."""
     return _mean(without_false_positives(assignments)) - before
@@ -184,17 +188,16 @@ def false_negative_gain(assignments: Assignments, before: float) -> float:
 
 def summarise_classes(
     assignments: Assignments,
-    working_score: float,
     metrics: Mapping[str, APSummary],
     errors: tuple[ErrorSummary, ...],
 ) -> tuple[ClassSummary, ...]:
     """Figures of each class, in the order of ``class_names``."""
     classes = len(assignments.class_names)
-    confident = assignments.scores >= working_score
+    confident = assignments.confident
     counted = confident & (assignments.kinds[0] != Kind.IGNORED)
     detections = np.bincount(assignments.labels[counted], minlength=classes)
     found = np.bincount(
-        assignments.object_labels[assignments.object_kinds(working_score) == Kind.CORRECT],
+        assignments.object_labels[assignments.object_kinds() == Kind.CORRECT],
         minlength=classes,
     )
     objects = assignments.objects_per_class()
@@ -220,13 +223,12 @@ def summarise_classes(
 
 def summarise_sizes(
     assignments: Assignments,
-    working_score: float,
     box: APSummary,
     mask: APSummary,
     ceiling: APSummary,
 ) -> tuple[SizeSummary, ...]:
     """Figures of small, medium and large objects."""
-    kinds = assignments.object_kinds(working_score)
+    kinds = assignments.object_kinds()
     finders = assignments.finders()
     summaries = []
     for index, name in enumerate(("small", "medium", "large")):

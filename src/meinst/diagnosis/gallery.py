@@ -90,7 +90,7 @@ class Gallery:
     def __init__(self, diagnosis: Diagnosis) -> None:
         self.diagnosis = diagnosis
         self._index = {record.id: n for n, record in enumerate(diagnosis.data.images)}
-        self._object_kinds = diagnosis.assignments.object_kinds(diagnosis.working_score)
+        self._object_kinds = diagnosis.assignments.object_kinds()
 
     def worst(self, count: int) -> list[Pair]:
         """The pictures with most errors, without those that have none or cannot be read."""

@@ -23,10 +23,12 @@ kind                  condition
 ====================  ==============================================================================
 
 The nearest object is that of largest mask IoU; if all are 0, of largest box IoU. Crowd regions are
-left out of all conditions; a detection whose only match is a crowd region is ignored. An object
-without a match has the kind of the best detection that is aimed at it (``wrong class``, ``merged``,
-``split``, ``poor outline``, ``loose box``; a detection that was matched to one object and covers
-others has ``merged`` those), and is ``missed`` if there is none.
+left out of all conditions; a detection whose only match is a crowd region is ignored.
+
+An object that no detection of at least the working score finds has the kind of the best such
+detection that is aimed at it (``wrong class``, ``merged``, ``split``, ``poor outline``,
+``loose box``; a detection that was matched to one object and covers others has ``merged`` those).
+Without any, it is ``missed``.
 
 TIDE's localisation errors are ``loose box``, ``poor outline``, ``merged`` and ``split`` together,
 and its background errors are ``false``. It has the same classes ``double``, ``wrong class``,

@@ -70,7 +70,7 @@ def precision_recall_plot(diagnosis: Diagnosis) -> bytes:
     table = precision_table(diagnosis.assignments)  # (T, C, 101)
     recalls = np.linspace(0, 1, table.shape[-1])
     measured = np.flatnonzero(~np.isnan(table[0, :, 0]))
-    figure = _figure(11, 3.9)
+    figure = _figure(11 if len(measured) > 1 else 7, 3.9)
     panels = figure.subplots(1, 2) if len(measured) > 1 else [figure.subplots(1, 1)]
     from matplotlib import colormaps
 
@@ -78,7 +78,11 @@ def precision_recall_plot(diagnosis: Diagnosis) -> bytes:
     for threshold, curves, shade in zip(THRESHOLDS, table, shades, strict=True):
         mean = curves[measured].mean(0)
         panels[0].plot(
-            recalls, mean, color=shade, linewidth=1.6, label=f"{threshold:.2f}  ({mean.mean():.3f})"
+            recalls,
+            _reached(mean),
+            color=shade,
+            linewidth=1.6,
+            label=f"{threshold:.2f}  ({mean.mean():.3f})",
         )
     _finish_curves(panels[0], "IoU (AP)", "Mean of the classes" if len(measured) > 1 else "Masks")
     if len(measured) > 1:
@@ -102,10 +106,16 @@ def _draw_class_curves(
     names = diagnosis.assignments.class_names
     for label, color in zip(chosen, colors, strict=False):
         text = f"{_short(names[label])}  ({table[label].mean():.3f})"
-        axes.plot(recalls, table[label], color=color, linewidth=1.3, label=text)
+        axes.plot(recalls, _reached(table[label]), color=color, linewidth=1.3, label=text)
     few = len(chosen) == len(measured)
     title = "Classes at IoU 0.50" + ("" if few else f", the {len(chosen)} most frequent")
     _finish_curves(axes, "class (AP50)", title)
+
+
+def _reached(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A curve down to the first recall that is not reached, NaN beyond."""
+    before = np.concatenate(([True], precision[:-1] > 0))
+    return np.where(before, precision, np.nan)
 
 
 def _finish_curves(axes: Axes, legend: str, title: str) -> None:
@@ -146,6 +156,7 @@ def calibration_plot(diagnosis: Diagnosis) -> bytes:
     if max(counts, default=0) > 0:
         below.set_yscale("log")
     for axes in (above, below):
+        style_plot(axes)
         axes.axvline(diagnosis.working_score, color=hex_color(Kind.FALSE), linewidth=1)
     return png(figure)
 
@@ -168,11 +179,14 @@ def outline_plot(diagnosis: Diagnosis) -> bytes:
         axes.plot(ranked, share, color=color, linewidth=1.8, label=name)
     axes.set(xlabel="IoU", ylabel="correct detections with less, %", xlim=(0, 1), ylim=(0, 100))
     axes.legend(fontsize=8, frameon=False, loc="upper left")
+    style_plot(axes)
     return png(figure)
 
 
 def confusion_plot(diagnosis: Diagnosis) -> bytes:
     """The confusion matrix with background; of many classes without numbers."""
+    from matplotlib.colors import to_rgb
+
     matrix = diagnosis.confusion
     names = [*map(_short, diagnosis.assignments.class_names), "background"]
     count = len(names)
@@ -181,7 +195,10 @@ def confusion_plot(diagnosis: Diagnosis) -> bytes:
     figure = _figure(side + 1.2, side)
     axes = figure.subplots(1, 1)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    right = np.array(to_rgb(hex_color(Kind.CORRECT)))
+    wrong = np.array(to_rgb(hex_color(Kind.FALSE)))
+    full = np.where(np.eye(count, dtype=np.bool_)[..., None], right, wrong)  # (n, n, RGB)
+    axes.imshow(1 - np.sqrt(shares)[..., None] * (1 - full))
     size = 8 if numbered else 6
     texts = {"parse_math": False, "size": size, "color": INK}
     axes.set_xticks(np.arange(count), names, rotation=90 if count > 4 else 0, **texts)

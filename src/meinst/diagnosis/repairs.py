@@ -1,4 +1,4 @@
-"""Average precision after errors are repaired, as in TIDE (arXiv 2008.08115, section 2.2).
+"""Average precision after errors are repaired, in the way of TIDE (arXiv 2008.08115, section 2.2).
 
 =================================================  =================================================
 kind of error                                      repair
@@ -11,7 +11,11 @@ kind of error                                      repair
 ``missed``                                         the object no longer counts
 =================================================  =================================================
 
-With all of them repaired, average precision is 1. The gains of single repairs do not add up to what
+Detections below the working score find nothing by a repair: they are removed when their kind is
+repaired, and objects that only they find or are aimed at are missed. TIDE repairs detections of any
+score, so that in its figures little is missed and much loose.
+
+With all kinds repaired, average precision is 1. The gains of single repairs do not add up to what
 is lost, because precision is not linear in errors.
 """
 
@@ -93,21 +97,22 @@ def _with_correct_only(assignments: Assignments, *, everything: bool) -> Floats:
 def _precision(assignments: Assignments, level: int, repaired: set[Kind]) -> Floats:
     """Interpolated precision ``(C, 101)`` at one threshold."""
     kinds, labels = assignments.kinds[level], assignments.labels
-    removed = np.isin(kinds, [Kind.IGNORED, *repaired])
-    ranks = np.flatnonzero(~removed)
-    correct = kinds[ranks] == Kind.CORRECT
     objects = assignments.objects_per_class()
-    detections, aimed_at, causes = assignments.aims(level)
-    free = assignments.finders(level)[aimed_at] < 0
+    missed = np.zeros(len(assignments.crowd), dtype=np.bool_)
     if Kind.MISSED in repaired:
-        kind_of_object = assignments.object_kinds(-np.inf, level)
-        missed = assignments.object_labels[kind_of_object == Kind.MISSED]
-        left = objects - np.bincount(missed, minlength=len(objects))
-    else:
-        left = objects
-    free &= np.isin(causes, list(repaired))
+        missed = assignments.object_kinds(level) == Kind.MISSED
+    left = objects - np.bincount(assignments.object_labels[missed], minlength=len(objects))
+    detections, aimed_at, causes = assignments.aims(level)
+    free = np.isin(causes, list(repaired)) & ~assignments.found(level)[aimed_at]
     found, first = np.unique(aimed_at[free], return_index=True)  # the best detection of each
     new = detections[free][first]
+    # What finds these objects with a score below the working score is not needed any more.
+    replaced = missed.copy()
+    replaced[found] = True
+    removed = np.isin(kinds, [Kind.IGNORED, *repaired])
+    removed |= (kinds == Kind.CORRECT) & np.append(replaced, False)[assignments.targets[level]]
+    ranks = np.flatnonzero(~removed)
+    correct = kinds[ranks] == Kind.CORRECT
     return _interpolate(
         np.concatenate((ranks, new)),
         np.concatenate((labels[ranks], assignments.object_labels[found])),

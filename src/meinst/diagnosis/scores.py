@@ -56,18 +56,18 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(assignments: Assignments, working_score: float) -> Calibration:
+def calibrate(assignments: Assignments) -> Calibration:
     """Compare scores with the share of correct detections, in ten bins of equal width."""
     counted = assignments.kinds[0] != Kind.IGNORED
     correct = (assignments.kinds[0] == Kind.CORRECT)[counted]
     scores = assignments.scores[counted]
     bins = score_bins(scores, correct)
-    chosen = scores >= working_score
+    chosen = assignments.confident[counted]
     return Calibration(
         bins,
         expected_error(bins),
         expected_error(score_bins(scores[chosen], correct[chosen])),
-        working_score,
+        assignments.working_score,
     )
 
 
@@ -102,7 +102,7 @@ def expected_error(bins: tuple[ScoreBin, ...]) -> float | None:
     return float(sum(gaps) / total)
 
 
-def confusion_matrix(assignments: Assignments, working_score: float) -> NDArray[np.int64]:
+def confusion_matrix(assignments: Assignments) -> NDArray[np.int64]:
     """Count classes of objects against classes of detections of at least the working score.
 
     An object counts for the class of the detection that found it; otherwise for that of the best
@@ -114,8 +114,8 @@ def confusion_matrix(assignments: Assignments, working_score: float) -> NDArray[
         of each is background.
     """
     background = len(assignments.class_names)
-    confident = assignments.scores >= working_score
-    found = assignments.object_kinds(working_score)
+    confident = assignments.confident
+    found = assignments.object_kinds()
     labels = assignments.object_labels
     matrix = np.zeros((background + 1, background + 1), dtype=np.int64)
     correct = labels[found == Kind.CORRECT]

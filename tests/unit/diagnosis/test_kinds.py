@@ -114,7 +114,7 @@ def test_kind_of_each_detection_and_object(name: str, tmp_path: Path) -> None:
     objects, detections, kinds, object_kinds = CASES[name]
     table = assigned(read_objects(tmp_path, objects), to_results(detections))
     assert [Kind(k) for k in table.kinds[0]] == kinds  # best score first
-    assert [Kind(k) for k in table.object_kinds(0.5)] == object_kinds
+    assert [Kind(k) for k in table.object_kinds()] == object_kinds
 
 
 def test_right_box_with_another_mask_is_a_poor_outline(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_right_box_with_another_mask_is_a_poor_outline(tmp_path: Path) -> None:
     results[0]["segmentation"] = rle(*frame)
     table = assigned(read_objects(tmp_path, [(1, "cat", CAT)]), results)
     assert [Kind(k) for k in table.kinds[0]] == [Kind.POOR_OUTLINE]
-    assert [Kind(k) for k in table.object_kinds(0.5)] == [Kind.POOR_OUTLINE]
+    assert [Kind(k) for k in table.object_kinds()] == [Kind.POOR_OUTLINE]
     assert table.iou[0] == pytest.approx(144 / 400)
     assert table.box_iou[0] == 1
 
@@ -150,14 +150,16 @@ def test_detection_in_a_crowd_is_ignored_unless_it_finds_an_object(tmp_path: Pat
     detections = [(1, "cat", 0.9, CAT), (1, "cat", 0.8, FAR), (1, "dog", 0.7, FAR)]
     table = assigned(data, to_results(detections))
     assert [Kind(k) for k in table.kinds[0]] == [Kind.CORRECT, Kind.IGNORED, Kind.FALSE]
-    assert [Kind(k) for k in table.object_kinds(0.5)] == [Kind.CORRECT, Kind.IGNORED]
+    assert [Kind(k) for k in table.object_kinds()] == [Kind.CORRECT, Kind.IGNORED]
 
 
 def test_objects_found_with_low_scores_only_are_missed(tmp_path: Path) -> None:
     data = read_objects(tmp_path, [(1, "cat", CAT)])
-    table = assigned(data, to_results([(1, "cat", 0.3, CAT)]))
-    assert [Kind(k) for k in table.object_kinds(0.5)] == [Kind.MISSED]
-    assert [Kind(k) for k in table.object_kinds(0.3)] == [Kind.CORRECT]
+    results = to_results([(1, "cat", 0.3, CAT)])
+    for working_score, kind in ((0.31, Kind.MISSED), (0.3, Kind.CORRECT)):
+        table = assigned(data, results, working_score)
+        assert [Kind(k) for k in table.object_kinds()] == [kind]
+        assert Kind(table.kinds[0, 0]) == Kind.CORRECT
 
 
 def test_object_has_the_kind_of_its_best_detection(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_object_has_the_kind_of_its_best_detection(tmp_path: Path) -> None:
     detections = [(1, "cat", 0.6, (10, 10, 16, 30)), (1, "dog", 0.9, CAT)]
     table = assigned(data, to_results(detections))
     assert [Kind(k) for k in table.kinds[0]] == [Kind.WRONG_CLASS, Kind.LOOSE_BOX]
-    assert [Kind(k) for k in table.object_kinds(0.5)] == [Kind.WRONG_CLASS]
+    assert [Kind(k) for k in table.object_kinds()] == [Kind.WRONG_CLASS]
 
 
 def test_boundary_iou_is_that_of_the_bands(tmp_path: Path) -> None:
