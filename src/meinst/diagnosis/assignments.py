@@ -231,7 +231,7 @@ class _Gathered:
             iou=_with_target(overlaps.iou, targets),
             box_iou=_with_target(overlaps.box_iou, targets),
             boundary_iou=_with_target(boundary, targets),
-            touched=(overlaps.iou >= BACKGROUND).any(0),
+            touched=np.any(overlaps.iou >= BACKGROUND, axis=0, keepdims=True)[0],
         )
         self.detections += len(targets)
 

@@ -20,6 +20,7 @@ from meinst.diagnosis.repairs import (
 
 Floats = NDArray[np.float64]
 
+_ROUNDING = 1e-9  # of averages
 _SMALL, _MEDIUM = 32**2, 96**2  # COCO's limits of areas, in pixels
 
 
@@ -215,7 +216,7 @@ def summarise_classes(
                 precision=_ratio(found[label], detections[label]),
                 ap=metrics[name].ap,
                 ap50=metrics[name].ap50,
-                main_loss=largest if gains[largest] > 0 else None,
+                main_loss=largest if gains[largest] > _ROUNDING else None,
             )
         )
     return tuple(summaries)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from PIL import Image
 from meinst.data.images import ImageError, read_image
 from meinst.data.shapes import bitmap_from_counts, read_counts
 from meinst.diagnosis.colors import COLORS
-from meinst.diagnosis.diagnose import Diagnosis, PictureSummary
+from meinst.diagnosis.diagnose import Diagnosis
+from meinst.diagnosis.findings import PictureSummary
 from meinst.diagnosis.kinds import Kind
 from meinst.diagnosis.overlaps import shape_rle
 from meinst.ops.draw import Color, blend_masks
@@ -94,7 +96,7 @@ class Gallery:
 
     def worst(self, count: int) -> list[Pair]:
         """The pictures with most errors, without those that have none or cannot be read."""
-        pairs = []
+        pairs: list[Pair] = []
         for summary in self.diagnosis.pictures:
             if len(pairs) == count or not summary.errors:
                 break
@@ -118,14 +120,15 @@ class Gallery:
         return pairs
 
     def unlabelled(self, count: int) -> list[Suspect]:
-        """The false detections of highest score: objects that may lack a label."""
-        kinds = self.diagnosis.assignments.kinds[0]
-        return self._suspects(np.flatnonzero(kinds == Kind.FALSE), count)
+        """The false detections of highest score: objects that may lack a label.
+
+        Of each picture only the first is taken, here and in the other lists.
+        """
+        return self._suspects(Kind.FALSE, count)
 
     def contradicted(self, count: int) -> list[Suspect]:
         """The detections of highest score whose object has another class."""
-        kinds = self.diagnosis.assignments.kinds[0]
-        return self._suspects(np.flatnonzero(kinds == Kind.WRONG_CLASS), count)
+        return self._suspects(Kind.WRONG_CLASS, count)
 
     def unseen(self, count: int) -> list[Suspect]:
         """The largest objects that no detection of any class and score overlaps."""
@@ -133,33 +136,37 @@ class Gallery:
         objects = np.flatnonzero(~table.touched & ~table.crowd)
         objects = objects[np.argsort(-table.object_areas[objects], kind="stable")]
         suspects = []
-        for g in objects.tolist():
-            if len(suspects) == count:
-                break
+        for g, pixels in self._first_of_pictures(objects, table.object_images, count):
             index = int(table.object_images[g])
-            pixels = self._read(index)
-            if pixels is not None:
-                mark = Mark(self._object_rle(g), COLORS[Kind.MISSED])
-                drawn = _draw(pixels, [*self._predicted(index), mark], 0.0)
-                suspects.append(self._suspect(_crop(drawn, mark), index, None, g))
+            mark = Mark(self._object_rle(g), COLORS[Kind.MISSED])
+            part = _crop(_draw(pixels, [*self._predicted(index), mark], 0.0), mark)
+            suspects.append(self._suspect(part, index, None, g))
         return suspects
 
-    def _suspects(self, detections: Iterable[int], count: int) -> list[Suspect]:
-        """The first detections of pictures that can be read, with their objects."""
+    def _suspects(self, kind: Kind, count: int) -> list[Suspect]:
+        """The detections of highest score of a kind, with their objects."""
         table = self.diagnosis.assignments
+        chosen = np.flatnonzero((table.kinds[0] == kind) & table.confident)
         suspects = []
-        for n in detections:
-            if len(suspects) == count or table.scores[n] < self.diagnosis.working_score:
-                break
+        for n, pixels in self._first_of_pictures(chosen, table.images, count):
             index, target = int(table.images[n]), int(table.targets[0, n])
-            pixels = self._read(index)
-            if pixels is None:
-                continue
-            mark = Mark(self._detection_rle(n), COLORS[Kind(table.kinds[0, n])])
+            mark = Mark(self._detection_rle(n), COLORS[kind])
             truth = [replace(each, color=COLORS[Kind.CORRECT]) for each in self._truth(index)]
             part = _crop(_draw(pixels, [*truth, mark], 0.0), mark)
-            suspects.append(self._suspect(part, index, int(n), target if target >= 0 else None))
+            suspects.append(self._suspect(part, index, n, target if target >= 0 else None))
         return suspects
+
+    def _first_of_pictures(
+        self, chosen: NDArray[np.int64], images: NDArray[np.int64], count: int
+    ) -> Iterator[tuple[int, Pixels]]:
+        """The first of each picture that can be read, at most ``count``, with its pixels."""
+        _, first = np.unique(images[chosen], return_index=True)
+        readable = (
+            (n, pixels)
+            for n in chosen[np.sort(first)].tolist()
+            if (pixels := self._read(int(images[n]))) is not None
+        )
+        return islice(readable, count)
 
     def _suspect(
         self, part: Pixels, index: int, detection: int | None, target: int | None
@@ -199,8 +206,7 @@ class Gallery:
     def _detections(self, index: int) -> NDArray[np.int64]:
         """The detections of a picture with at least the working score."""
         table = self.diagnosis.assignments
-        chosen = (table.images == index) & (table.scores >= self.diagnosis.working_score)
-        return np.flatnonzero(chosen)
+        return np.flatnonzero((table.images == index) & table.confident)
 
     def _truth(self, index: int) -> list[Mark]:
         """The objects of a picture, coloured by what became of them."""

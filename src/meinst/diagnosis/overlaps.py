@@ -94,7 +94,8 @@ def mask_areas(masks: Sequence[RLE]) -> Floats:
     """
     from hotcoco import mask as hotcoco_mask
 
-    return np.array(hotcoco_mask.area(list(masks)) if len(masks) else [], dtype=np.float64)
+    known = [dict(mask) for mask in masks]
+    return np.array(hotcoco_mask.area(known) if known else [], dtype=np.float64)
 
 
 def shape_rle(shape: Shape, image_size: tuple[int, int]) -> dict[str, Any]:

@@ -164,8 +164,7 @@ def calibration_plot(diagnosis: Diagnosis) -> bytes:
 def outline_plot(diagnosis: Diagnosis) -> bytes:
     """Distributions of box, mask and boundary IoU of the correct detections."""
     assignments = diagnosis.assignments
-    chosen = assignments.kinds[0] == Kind.CORRECT
-    chosen &= assignments.scores >= diagnosis.working_score
+    chosen = assignments.confident & (assignments.kinds[0] == Kind.CORRECT)
     figure = _figure(6.4, 3.4)
     axes = figure.subplots(1, 1)
     curves = (
@@ -200,7 +199,7 @@ def confusion_plot(diagnosis: Diagnosis) -> bytes:
     full = np.where(np.eye(count, dtype=np.bool_)[..., None], right, wrong)  # (n, n, RGB)
     axes.imshow(1 - np.sqrt(shares)[..., None] * (1 - full))
     size = 8 if numbered else 6
-    texts = {"parse_math": False, "size": size, "color": INK}
+    texts: dict[str, Any] = {"parse_math": False, "size": size, "color": INK}
     axes.set_xticks(np.arange(count), names, rotation=90 if count > 4 else 0, **texts)
     axes.set_yticks(np.arange(count), names, **texts)
     axes.set(xlabel="detections", ylabel="objects")

@@ -128,8 +128,8 @@ def confusion_matrix(assignments: Assignments) -> NDArray[np.int64]:
     np.add.at(matrix, (labels[objects], assignments.labels[mistaken]), 1)
     left = ~np.isin(found, (Kind.CORRECT, Kind.IGNORED))
     left[objects] = False
-    np.add.at(matrix, (labels[left], background), 1)
+    matrix[:-1, -1] = np.bincount(labels[left], minlength=background)
     false = confident & (assignments.kinds[0] >= Kind.DOUBLE)
     false[mistaken] = False
-    np.add.at(matrix, (background, assignments.labels[false]), 1)
+    matrix[-1, :-1] = np.bincount(assignments.labels[false], minlength=background)
     return matrix

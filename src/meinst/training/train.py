@@ -339,7 +339,7 @@ def _diagnose(model: MEInst, module: LitMEInst, options: TrainOptions) -> None:
     diagnosis = diagnose(
         model.fuse(), module.validation.data, max_images=MOST_IMAGES, seed=options.seed
     )
-    write_report(diagnosis, options.output, title=str(options.output / "best.safetensors"))
+    write_report(diagnosis, options.output, title=f"{options.output.name}/best.safetensors")
 
 
 def _report(path: Path, draw: Callable[[], None]) -> None:
