@@ -125,7 +125,7 @@ def find_errors(
     far = _values(iou, mistaken, other)
     covered = own & (overlaps.shared >= COVERED * overlaps.object_areas)
     merging = covered.sum(1) >= 2
-    piece_of = _find_pieces(overlaps, own & ~merging[:, None], scores >= working_score)
+    piece_of = _find_pieces(overlaps, own, scores >= working_score)
 
     level, none = thresholds[:, None], np.full(len(scores), -1)
     conditions = (
@@ -164,17 +164,17 @@ def _values(
 
 def _find_pieces(
     overlaps: Overlaps,
-    allowed: NDArray[np.bool_],
+    own: NDArray[np.bool_],
     confident: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
     """The object that each detection is one of several pieces of, ``(N,)``; -1 for none."""
     areas = overlaps.detection_areas[:, None]
-    inside = allowed & (overlaps.shared >= COVERED * areas) & (overlaps.iou >= BACKGROUND)
-    pieces = np.full(len(allowed), -1)
+    inside = own & (overlaps.shared >= COVERED * areas) & (overlaps.iou >= BACKGROUND)
+    pieces = np.full(len(own), -1)
     candidates = np.flatnonzero(inside.any(1))
     objects = np.where(inside, overlaps.iou, -1).argmax(1)[candidates]
     # Most objects have a single candidate: compare the others only.
-    several = np.bincount(objects, minlength=allowed.shape[1])[objects] >= 2
+    several = np.bincount(objects, minlength=own.shape[1])[objects] >= 2
     candidates, objects = candidates[several], objects[several]
     if not len(candidates):
         return pieces

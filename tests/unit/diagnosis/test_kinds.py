@@ -73,6 +73,20 @@ CASES: dict[str, tuple[list[Object], list[Detection], list[Kind], list[Kind]]] =
         [Kind.CORRECT],
         [Kind.CORRECT, Kind.MERGED],
     ),
+    # 18 x 20 pixels cover 4 of 10 columns of each: IoU 80 / 480.
+    "less than half of each, not merged": (
+        [(1, "cat", (10, 10, 20, 30)), (1, "cat", (30, 10, 40, 30))],
+        [(1, "cat", 0.9, (16, 10, 34, 30))],
+        [Kind.LOOSE_BOX],
+        [Kind.LOOSE_BOX, Kind.MISSED],
+    ),
+    # In the second image, with a better score than the detection in the first.
+    "merged in another image": (
+        [(1, "cat", CAT), (2, "cat", (10, 10, 20, 30)), (2, "cat", (30, 10, 40, 30))],
+        [(1, "cat", 0.3, CAT), (2, "cat", 0.9, (10, 10, 40, 30))],
+        [Kind.MERGED, Kind.CORRECT],
+        [Kind.MISSED, Kind.MERGED, Kind.MERGED],
+    ),
     "of two classes, not merged": (
         [(1, "cat", (10, 10, 20, 30)), (1, "dog", (30, 10, 40, 30))],
         [(1, "cat", 0.9, (10, 10, 40, 30))],
@@ -134,6 +148,28 @@ def test_right_box_with_a_mask_beside_the_object_is_a_poor_outline(tmp_path: Pat
     results[0]["segmentation"] = rle((10, 10, 30, 11))  # 20 of 400 pixels: IoU 0.05
     table = assigned(read_objects(tmp_path, [(1, "cat", CAT)]), results)
     assert Kind(table.kinds[0, 0]) == Kind.POOR_OUTLINE
+
+
+def test_right_box_with_a_mask_elsewhere_is_a_poor_outline(tmp_path: Path) -> None:
+    results = to_results([(1, "cat", 0.9, CAT)])
+    results[0]["segmentation"] = rle((40, 40, 50, 50))  # of no object: all mask IoUs are 0
+    data = read_objects(tmp_path, [(1, "cat", FAR), (1, "cat", CAT)])
+    table = assigned(data, results)
+    assert Kind(table.kinds[0, 0]) == Kind.POOR_OUTLINE
+    assert table.targets[0, 0] == 1
+
+
+def test_part_of_a_detection_in_a_crowd_is_not_a_loose_box(tmp_path: Path) -> None:
+    data = read_objects(tmp_path, [(1, "cat", FAR)], crowds=[(1, "cat", (0, 0, 100, 16))])
+    table = assigned(data, to_results([(1, "cat", 0.9, CAT)]))  # 6 of 20 rows are inside
+    assert Kind(table.kinds[0, 0]) == Kind.FALSE
+
+
+def test_more_detections_than_fit_a_byte(tmp_path: Path) -> None:
+    """pycocotools 2.0.11 cannot compute the areas of more than 255 masks on NumPy 2."""
+    data = read_objects(tmp_path, [(1, "cat", CAT)])
+    table = assigned(data, to_results([(1, "cat", 0.9 - n / 1000, CAT) for n in range(300)]))
+    assert np.bincount(table.kinds[0]).tolist() == [1, 0, 299]  # one correct, the others double
 
 
 def test_kinds_depend_on_the_iou_threshold(tmp_path: Path) -> None:

@@ -95,6 +95,28 @@ def test_repaired_detection_of_a_found_object_is_removed(tmp_path: Path) -> None
     assert average_precision(table, [Kind.LOOSE_BOX])[0, 0] == pytest.approx(1)
 
 
+def test_found_object_keeps_its_detection(tmp_path: Path) -> None:
+    # The loose box is removed; it does not take the place of the correct one behind a false one.
+    data = read_objects(tmp_path, [(1, "cat", CAT)])
+    detections = [
+        (1, "cat", 0.9, (10, 10, 16, 30)),
+        (1, "cat", 0.85, (60, 10, 70, 20)),
+        (1, "cat", 0.8, CAT),
+    ]
+    table = assigned(data, to_results(detections))
+    assert average_precision(table)[0, 0] == pytest.approx(1 / 3)
+    assert average_precision(table, [Kind.LOOSE_BOX])[0, 0] == pytest.approx(1 / 2)
+
+
+def test_repair_replaces_a_correct_detection_of_low_score(tmp_path: Path) -> None:
+    data = read_objects(tmp_path, [(1, "cat", CAT), (1, "cat", DOG)])
+    detections = [(1, "cat", 0.9, (10, 10, 16, 30)), (1, "cat", 0.3, CAT)]
+    table = assigned(data, to_results(detections))
+    assert average_precision(table)[0, 0] == pytest.approx(51 / 101 / 2)
+    # One of two objects is found, once.
+    assert average_precision(table, [Kind.LOOSE_BOX])[0, 0] == pytest.approx(51 / 101)
+
+
 def test_repaired_merger_finds_all_its_objects(tmp_path: Path) -> None:
     data = read_objects(tmp_path, [(1, "cat", (10, 10, 20, 30)), (1, "cat", (30, 10, 40, 30))])
     table = assigned(data, to_results([(1, "cat", 0.9, (10, 10, 40, 30))]))
