@@ -18,7 +18,7 @@ from meinst.diagnosis.colors import COLORS
 from meinst.diagnosis.diagnose import Diagnosis
 from meinst.diagnosis.findings import PictureSummary
 from meinst.diagnosis.kinds import Kind
-from meinst.diagnosis.overlaps import shape_rle
+from meinst.diagnosis.overlaps import mask_areas, shape_rle
 from meinst.ops.draw import Color, blend_masks
 
 Pixels = NDArray[np.uint8]
@@ -238,29 +238,26 @@ class Gallery:
 
 
 def _draw(pixels: Pixels, marks: Sequence[Mark], alpha: float = _ALPHA) -> Pixels:
-    """A copy of a picture with masks drawn over it, each inside its box."""
+    """A copy of a picture with masks drawn over it, large ones first; one is decoded at a time."""
     drawn = pixels.copy()
-    crops, corners = _decode(marks, pixels.shape[0])
-    blend_masks(drawn, crops, corners, [mark.color for mark in marks], alpha)
+    for k in np.argsort(-mask_areas([mark.rle for mark in marks]), kind="stable"):
+        crop, corner = _decode(marks[k], pixels.shape[0])
+        blend_masks(drawn, [crop], corner[None], [marks[k].color], alpha)
     return drawn
 
 
-def _decode(
-    marks: Sequence[Mark], height: int
-) -> tuple[list[NDArray[np.bool_]], NDArray[np.int64]]:
-    """The masks inside their boxes, and the corners of these boxes."""
-    crops, corners = [], []
-    for mark in marks:
-        counts = read_counts(mark.rle["counts"])
-        bitmap = bitmap_from_counts(counts, height, int(counts.sum()) // height)
-        crops.append(np.zeros((0, 0), dtype=np.bool_) if bitmap is None else bitmap.array() > 0)
-        corners.append((0, 0) if bitmap is None else bitmap.offset)
-    return crops, np.array(corners, dtype=np.int64).reshape(-1, 2)
+def _decode(mark: Mark, height: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """The mask inside its box, and the corner ``x y`` of the box."""
+    counts = read_counts(mark.rle["counts"])
+    bitmap = bitmap_from_counts(counts, height, int(counts.sum()) // height)
+    if bitmap is None:
+        return np.zeros((0, 0), dtype=np.bool_), np.zeros(2, dtype=np.int64)
+    return bitmap.array() > 0, np.array(bitmap.offset)
 
 
 def _crop(pixels: Pixels, mark: Mark) -> Pixels:
     """The part of a picture around a mask, which is not drawn."""
-    (crop,), (corner,) = _decode([mark], pixels.shape[0])
+    crop, corner = _decode(mark, pixels.shape[0])
     extent = np.array(crop.shape[::-1])
     side = max(int(extent.max() * (1 + 2 * _AROUND)), _SMALLEST_CROP)
     height, width = pixels.shape[:2]
