@@ -90,8 +90,9 @@ def test_table_and_json_hold_the_same_figures(path: Path, page: Reader, nasty: D
     for row, error in zip(rows, figures["errors"], strict=True):
         assert row[:3] == [error["kind"], str(error["detections"]), str(error["objects"])]
         assert row[4:6] == [f"{error['dap']:.3f}", f"{error['dap50']:.3f}"]
-    matrix = figures["confusion"]["matrix"]
-    assert sum(sum(row) for row in matrix[:-1]) == figures["metrics"]["instances"] == 9
+    cells = figures["confusion"]["cells"]  # rows 0 and 1 are classes, 2 is background
+    assert figures["confusion"]["names"] == [NASTY, "box", "background"]
+    assert sum(count for row, _, count in cells if row < 2) == figures["metrics"]["instances"] == 9
 
 
 def test_metrics_are_those_of_evaluate(tiny_model: MEInst, synthetic_data: SyntheticData) -> None:

@@ -144,7 +144,10 @@ class Diagnosis:
             "classes": [plain(each) for each in self.classes],
             "confusion": {
                 "names": [*self.assignments.class_names, "background"],
-                "matrix": self.confusion.tolist(),
+                "cells": [
+                    [row, column, int(self.confusion[row, column])]
+                    for row, column in np.argwhere(self.confusion).tolist()
+                ],
             },
             "calibration": self.calibration.to_dict(),
             "outlines": self.outlines.to_dict(),

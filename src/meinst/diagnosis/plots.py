@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _CURVE = hex_color(Kind.WRONG_CLASS)
 _MOST_CLASSES = 12  # curves of classes in one plot
+_MOST_ROWS = 80  # classes of a confusion matrix
 _MOST_CELLS = 30  # classes of a confusion matrix with numbers
 
 
@@ -183,17 +184,19 @@ def outline_plot(diagnosis: Diagnosis) -> bytes:
 
 
 def confusion_plot(diagnosis: Diagnosis) -> bytes:
-    """The confusion matrix with background; of many classes without numbers."""
+    """The confusion matrix with background; of many classes those with most errors."""
     from matplotlib.colors import to_rgb
 
-    matrix = diagnosis.confusion
-    names = [*map(_short, diagnosis.assignments.class_names), "background"]
+    chosen = most_confused(diagnosis.confusion)
+    matrix = diagnosis.confusion[np.ix_(chosen, chosen)]
+    all_names = (*diagnosis.assignments.class_names, "background")
+    names = [_short(all_names[label]) for label in chosen]
     count = len(names)
     numbered = count <= _MOST_CELLS
     side = 1.6 + count * (0.42 if numbered else 0.17)
     figure = _figure(side + 1.2, side)
     axes = figure.subplots(1, 1)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    shares = matrix / np.maximum(diagnosis.confusion[chosen].sum(1, keepdims=True), 1)
     right = np.array(to_rgb(hex_color(Kind.CORRECT)))
     wrong = np.array(to_rgb(hex_color(Kind.FALSE)))
     full = np.where(np.eye(count, dtype=np.bool_)[..., None], right, wrong)  # (n, n, RGB)
@@ -215,6 +218,13 @@ def confusion_plot(diagnosis: Diagnosis) -> bytes:
             text = f"{matrix[row, column]:,}"
             axes.text(column, row, text, ha="center", va="center", size=7.5, color=color)
     return png(figure)
+
+
+def most_confused(confusion: NDArray[np.int64]) -> list[int]:
+    """Indices of at most 80 classes, those with most errors, and of background."""
+    errors = confusion.sum(0) + confusion.sum(1) - 2 * np.diagonal(confusion)
+    classes = np.argsort(-errors[:-1], kind="stable")[:_MOST_ROWS]
+    return [*np.sort(classes).tolist(), len(confusion) - 1]
 
 
 def _figure(width: float, height: float) -> Figure:
