@@ -216,6 +216,26 @@ def test_command(
     assert written["metrics"] == metrics
 
 
+def test_report_that_cannot_be_written_costs_no_figures(
+    synthetic_data: SyntheticData,
+    tiny_model_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "report.html")
+
+    monkeypatch.setattr("meinst.diagnosis.html.write_report", fail)
+    figures = tmp_path / "figures.json"
+    more = ("--report", tmp_path / "report", "--output", figures)
+    assert main(command(synthetic_data, tiny_model_file, *more)) == 2
+    printed = capsys.readouterr()
+    assert "AP, IoU 0.50 to 0.95" in printed.out
+    assert "No space left" in printed.err
+    assert json.loads(figures.read_text())["images"] == 6
+
+
 def test_command_without_plots_stops_before_the_evaluation(
     synthetic_data: SyntheticData,
     tmp_path: Path,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from meinst.data.coco import CocoData
     from meinst.detector.predictor import Predictor
+    from meinst.diagnosis.diagnose import Diagnosis
     from meinst.inference.evaluate import Metrics
 
 EXAMPLES = """
@@ -54,7 +55,8 @@ class EvaluateArguments:
         annotations: COCO annotations (JSON) of the images.
         output: file for the figures (JSON); by default they are only printed.
         report: folder for report.html, which shows why average precision is lost (kinds of errors
-            and what each costs, plots, the worst pictures, suspicious labels), and report.json.
+            and what each costs, plots, the worst pictures, suspicious labels), and report.json; by
+            default there is none.
         max_detections: limit of detections per image, and COCO's own limit (usually 100); by
             default the model's own.
         intensity: for images of more than 8 bits, the values that become 0 and 255: percentile
@@ -112,7 +114,7 @@ def run(arguments: Sequence[str]) -> int:
     model.input_options = model.input_options.override(options.intensity)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("images", total=len(data.images))
-        metrics = _measure(options, model, data, lambda: progress.advance(task))
+        metrics, diagnosis = _measure(options, model, data, lambda: progress.advance(task))
     console = Console()
     console.print(summary_table(metrics))
     if len(metrics.bbox.per_class) > 1:
@@ -121,13 +123,17 @@ def run(arguments: Sequence[str]) -> int:
     if options.output is not None:
         content = {"model": options.model, **metrics.to_dict()}
         write_atomically(options.output, json.dumps(content, indent=2).encode())
+    if options.report is not None and diagnosis is not None:
+        from meinst.diagnosis.html import write_report
+
+        write_report(diagnosis, options.report, title=options.model)
     return exit_code
 
 
 def _measure(
     options: EvaluateArguments, model: Predictor, data: CocoData, on_image: Callable[[], None]
-) -> Metrics:
-    """Evaluate the model, and write the report if it is wanted."""
+) -> tuple[Metrics, Diagnosis | None]:
+    """Evaluate the model, and diagnose it if a report is wanted."""
     from meinst.inference.evaluate import evaluate
 
     settings: dict[str, Any] = {
@@ -136,13 +142,11 @@ def _measure(
         "on_image": on_image,
     }
     if options.report is None:
-        return evaluate(model, data, **settings)
+        return evaluate(model, data, **settings), None
     from meinst.diagnosis.diagnose import diagnose
-    from meinst.diagnosis.html import write_report
 
     diagnosis = diagnose(model, data, **settings)
-    write_report(diagnosis, options.report, title=options.model)
-    return diagnosis.metrics
+    return diagnosis.metrics, diagnosis
 
 
 def _print_problems(metrics: Metrics) -> int:

@@ -336,9 +336,10 @@ def _finish(options: TrainOptions, recipe: Recipe, module: LitMEInst, trainer: L
 
 def _diagnose(model: MEInst, module: LitMEInst, options: TrainOptions) -> None:
     """Report why the best model loses AP; of many validation images a sample is measured."""
-    diagnosis = diagnose(
-        model.fuse(), module.validation.data, max_images=MOST_IMAGES, seed=options.seed
-    )
+    data = module.validation.data
+    count = min(len(data), MOST_IMAGES)
+    log.info("measuring the best model on %d validation images for %s", count, REPORT)
+    diagnosis = diagnose(model.fuse(), data, max_images=MOST_IMAGES, seed=options.seed)
     write_report(diagnosis, options.output, title=f"{options.output.name}/best.safetensors")
 
 
