@@ -11,6 +11,8 @@ from .detections import Detections
 from .detector.meinst import MEInst
 from .detector.predictor import Predictor
 from .detector.select import SelectOptions
+from .diagnosis.diagnose import Diagnosis, diagnose
+from .diagnosis.html import write_report
 from .export.export import export_model
 from .inference.evaluate import Metrics, evaluate
 from .inference.predict import predict_files
@@ -27,6 +29,7 @@ __all__ = [
     "CodecOptions",
     "Dataset",
     "Detections",
+    "Diagnosis",
     "MEInst",
     "Metrics",
     "PCACodec",
@@ -36,6 +39,7 @@ __all__ = [
     "TrainOptions",
     "__version__",
     "coco_metrics",
+    "diagnose",
     "evaluate",
     "export_model",
     "fit_codec",
@@ -50,4 +54,5 @@ __all__ = [
     "read_coco",
     "save_model",
     "train",
+    "write_report",
 ]

@@ -81,8 +81,12 @@ def _create_temporary(folder: Path) -> tuple[BinaryIO, Path]:
         file.close()
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, option: str = "--output") -> None:
     """Create a folder, verify that files can be written there, and remove leftovers.
+
+    Args:
+        folder: the folder.
+        option: the option that gave it.
 
     Raises:
         OSError: if it cannot be created or written to.
@@ -93,7 +97,7 @@ def check_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(
-            f"{folder} cannot be written to ({error.strerror}); choose another --output."
+            f"{folder} cannot be written to ({error.strerror}); choose another {option}."
         ) from error
     remove_leftovers(folder)
 

@@ -102,18 +102,19 @@ def test_report_that_fails_costs_a_warning(
     shutil.copytree(logs / "version_0", logs / "version_0_backup")
     rows = logs / "version_0" / "metrics.csv"
     rows.write_bytes(rows.read_bytes()[:-9])
-    names = ("curves.png", "overlays.jpg")
+    names = ("curves.png", "overlays.jpg", "report.html")
     for name in names:
         (options.output / name).unlink()
     train(options)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert all((options.output / name).is_file() for name in names)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError("too\nlarge")
 
     monkeypatch.setattr(module, "draw_sheet", fail)
     monkeypatch.setattr(module, "read_logs", fail)
+    monkeypatch.setattr(module, "diagnose", fail)
     (options.output / "best.safetensors").unlink()
     train(options)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

@@ -38,6 +38,9 @@ def test_run_writes_models_recipe_codec_logs_and_plots(finished_run: Path) -> No
     for name in ("curves.png", "overlays.jpg"):
         with Image.open(finished_run / name) as picture:
             assert picture.size[0] > 500
+    assert "<h2>Why AP is lost</h2>" in (finished_run / "report.html").read_text()
+    report = json.loads((finished_run / "report.json").read_text())
+    assert (report["metrics"]["images"], report["seed"]) == (6, None)
     assert list(finished_run.glob("tensorboard/version_0/events*"))
     assert len(losses_of(finished_run)) == 1  # eight updates, logged at the last
     info = read_info(finished_run / "best.safetensors")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meinst.cli.main import print_error
 from meinst.cli.parser import parse_command
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from meinst.data.coco import CocoData
+    from meinst.detector.predictor import Predictor
+    from meinst.diagnosis.diagnose import Diagnosis
     from meinst.inference.evaluate import Metrics
 
 EXAMPLES = """
@@ -23,7 +25,7 @@ meinst evaluate my-data --model runs/mine/best.safetensors
 meinst evaluate my-data --part test --model runs/mine/best.safetensors
 meinst evaluate --model nuclei --images val --annotations val.json
 meinst evaluate --model runs/mine/best.safetensors --images val --annotations val.json \\
-    --max-detections 300 --output metrics.json
+    --max-detections 300 --output metrics.json --report report
 """
 
 # Fields of APSummary, and how the table names them.
@@ -58,6 +60,9 @@ class EvaluateArguments:
         images: folder of the images; by default as DATA tells.
         annotations: COCO annotations (JSON) of the images; by default as DATA tells.
         output: file for the figures (JSON); by default they are only printed.
+        report: folder for report.html, which shows why average precision is lost (kinds of errors
+            and what each costs, plots, the worst pictures, suspicious labels), and report.json; by
+            default there is none.
         max_detections: limit of detections per image, and COCO's own limit (usually 100); by
             default the model's own.
         intensity: for images of more than 8 bits, the values that become 0 and 255: percentile
@@ -77,6 +82,7 @@ class EvaluateArguments:
     images: Path | None = None
     annotations: Path | None = None
     output: Path | None = None
+    report: Path | None = None
     max_detections: int | None = None
     intensity: str | None = None
     batch_size: int = 1
@@ -105,26 +111,24 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.cli.device import find_device
     from meinst.cli.memory import keep_for_reuse
     from meinst.cli.output import check_file
-    from meinst.files import write_atomically
-    from meinst.inference.evaluate import evaluate
+    from meinst.files import check_folder, write_atomically
     from meinst.models.load import load
 
     if options.output is not None:
         files = [path for path in (options.annotations, options.data) if path is not None]
         check_file(options.output, [*files, Path(options.model)])
+    if options.report is not None:
+        from meinst.diagnosis.html import check_plots
+
+        check_plots()
+        check_folder(options.report, "--report")
     data = _read(options)
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
     model.input_options = model.input_options.override(options.intensity)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("images", total=len(data.images))
-        metrics = evaluate(
-            model,
-            data,
-            max_detections=options.max_detections,
-            batch_size=options.batch_size,
-            on_image=lambda: progress.advance(task),
-        )
+        metrics, diagnosis = _measure(options, model, data, lambda: progress.advance(task))
     console = Console()
     console.print(summary_table(metrics))
     if len(metrics.bbox.per_class) > 1:
@@ -133,6 +137,10 @@ def run(arguments: Sequence[str]) -> int:
     if options.output is not None:
         content = {"model": options.model, **metrics.to_dict()}
         write_atomically(options.output, json.dumps(content, indent=2).encode())
+    if options.report is not None and diagnosis is not None:
+        from meinst.diagnosis.html import write_report
+
+        write_report(diagnosis, options.report, title=options.model)
     return exit_code
 
 
@@ -147,6 +155,25 @@ def _read(options: EvaluateArguments) -> CocoData:
         return read_part_and_report(options.data, options.part, **read_as)
     assert options.annotations is not None
     return read_and_report(options.annotations, options.images, **read_as)
+
+
+def _measure(
+    options: EvaluateArguments, model: Predictor, data: CocoData, on_image: Callable[[], None]
+) -> tuple[Metrics, Diagnosis | None]:
+    """Evaluate the model, and diagnose it if a report is wanted."""
+    from meinst.inference.evaluate import evaluate
+
+    settings: dict[str, Any] = {
+        "max_detections": options.max_detections,
+        "batch_size": options.batch_size,
+        "on_image": on_image,
+    }
+    if options.report is None:
+        return evaluate(model, data, **settings), None
+    from meinst.diagnosis.diagnose import diagnose
+
+    diagnosis = diagnose(model, data, **settings)
+    return diagnosis.metrics, diagnosis
 
 
 def _print_problems(metrics: Metrics) -> int:

@@ -91,6 +91,7 @@ def evaluate(
 
     Classes are matched to categories by name; others are not measured. Detections of any score
     count. An image that cannot be read counts as one without detections.
+    :func:`meinst.diagnose` computes the same and finds why average precision is lost.
 
     Args:
         model: in evaluation mode.
@@ -102,6 +103,20 @@ def evaluate(
     Raises:
         ValueError: if there is no object of the model's classes, or the limit is below 1.
     """
+    return evaluate_with_results(
+        model, data, max_detections=max_detections, batch_size=batch_size, on_image=on_image
+    )[0]
+
+
+def evaluate_with_results(
+    model: Predictor,
+    data: CocoData,
+    *,
+    max_detections: int | None = None,
+    batch_size: int = 1,
+    on_image: Callable[[], None] | None = None,
+) -> tuple[Metrics, list[Result]]:
+    """Like :func:`evaluate`, with the detections that were measured, in COCO's format."""
     limit = model.selection.override(max_detections=max_detections).max_detections
     classes = match_measurable(model.class_names, data)
     results: list[Result] = []
@@ -113,7 +128,7 @@ def evaluate(
             results += outcome
         (on_image or (lambda: None))()
     metrics = coco_metrics(ground_truth(data), results, limit, classes.matched_ids)
-    return Metrics(
+    measured = Metrics(
         metrics.bbox,
         metrics.segm,
         max_detections=limit,
@@ -124,6 +139,7 @@ def evaluate(
         failures=tuple(failures),
         notes=tuple(notes.lines()),
     )
+    return measured, results
 
 
 def evaluation_results(

@@ -25,6 +25,8 @@ from meinst.data.coco import CocoData
 from meinst.data.training_dataset import TrainingDataset
 from meinst.detector.meinst import MEInst
 from meinst.detector.select import SelectOptions
+from meinst.diagnosis.diagnose import diagnose
+from meinst.diagnosis.html import REPORT, write_report
 from meinst.files import check_folder, remove_leftovers, write_atomically
 from meinst.locks import lock_folder
 from meinst.models.checkpoint import save_model
@@ -44,6 +46,9 @@ from meinst.training.lightning_module import MONITORED, THRESHOLD, LitMEInst
 from meinst.training.options import TrainOptions
 from meinst.training.plots import draw_curves, draw_sheet, read_logs
 
+MOST_IMAGES = 500
+"""Of more validation images, the report measures a sample of this size."""
+
 log = logging.getLogger("meinst")
 
 
@@ -51,8 +56,8 @@ def train(options: TrainOptions) -> Path:
     """Train a model.
 
     Afterwards the output folder contains ``best.safetensors`` and ``last.safetensors``,
-    ``recipe.yaml``, ``codec.npz``, ``curves.png``, ``overlays.jpg``, ``metrics.json``, logs and
-    checkpoints.
+    ``recipe.yaml``, ``codec.npz``, ``curves.png``, ``overlays.jpg``, ``report.html``,
+    ``report.json``, ``metrics.json``, logs and checkpoints.
 
     Args:
         options: data, output and start of the run.
@@ -301,7 +306,7 @@ def tune_selection(selection: SelectOptions, metrics: Mapping[str, float | None]
 
 
 def _finish(options: TrainOptions, recipe: Recipe, module: LitMEInst, trainer: L.Trainer) -> Path:
-    """Convert the last and the best checkpoint to model files, then draw curves and overlays."""
+    """Convert the last and the best checkpoint to model files, then draw the reports."""
     best_path = options.output / "best.safetensors"
     if not trainer.is_global_zero:
         return best_path
@@ -323,8 +328,19 @@ def _finish(options: TrainOptions, recipe: Recipe, module: LitMEInst, trainer: L
     curves, sheet = options.output / "curves.png", options.output / "overlays.jpg"
     _report(curves, lambda: draw_curves(read_logs(options.output / "logs"), curves))
     _report(sheet, lambda: draw_sheet(model, module.validation.data, sheet))
+    device = trainer.strategy.root_device
+    _report(options.output / REPORT, lambda: _diagnose(model.to(device), module, options))
     log.info("model: %s", best_path)
     return best_path
+
+
+def _diagnose(model: MEInst, module: LitMEInst, options: TrainOptions) -> None:
+    """Report why the best model loses AP; of many validation images a sample is measured."""
+    data = module.validation.data
+    count = min(len(data), MOST_IMAGES)
+    log.info("measuring the best model on %d validation images for %s", count, REPORT)
+    diagnosis = diagnose(model.fuse(), data, max_images=MOST_IMAGES, seed=options.seed)
+    write_report(diagnosis, options.output, title=f"{options.output.name}/best.safetensors")
 
 
 def _report(path: Path, draw: Callable[[], None]) -> None:
