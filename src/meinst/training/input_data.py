@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from meinst.data.coco import CocoData, read_coco
@@ -15,7 +16,7 @@ log = logging.getLogger("meinst")
 
 
 def read_data(options: TrainOptions, recipe: Recipe) -> tuple[CocoData, CocoData]:
-    """Read and check the training and validation data, and log what they hold.
+    """Read and check the training and validation data, and log what was left out or repaired.
 
     Raises:
         FileNotFoundError: if a file or folder does not exist.
@@ -25,8 +26,9 @@ def read_data(options: TrainOptions, recipe: Recipe) -> tuple[CocoData, CocoData
     """
     train_data = _read(options.train_annotations, options.train_images, options)
     val_data = _read(options.val_annotations, options.val_images, options)
-    check_learnable(train_data, _log_content(train_data, recipe))
-    _log_content(val_data, recipe)
+    for data in (train_data, val_data):
+        _log_report(data)
+    check_learnable(train_data, _summary(train_data, recipe))
     if len(val_data) < options.world_size:
         raise ValueError(
             f"{val_data.annotations}: {len(val_data)} images for {options.world_size} processes, "
@@ -49,13 +51,19 @@ def _read(annotations: Path, images: Path, options: TrainOptions) -> CocoData:
     )
 
 
-def _log_content(data: CocoData, recipe: Recipe) -> DataSummary:
-    """Log what was left out or repaired in a data set, and what it holds."""
+def log_sizes(parts: Iterable[CocoData], recipe: Recipe) -> None:
+    """Log what data sets hold, as a network with a recipe's input sees it."""
+    for data in parts:
+        log.info("%s:\n%s", data.annotations, _summary(data, recipe))
+
+
+def _log_report(data: CocoData) -> None:
+    """Log what was left out or repaired in a data set."""
     report = data.report
     if str(report):
         level = logging.WARNING if report.dropped or report.repaired else logging.INFO
         log.log(level, "%s:\n%s", data.annotations, report)
-    model = recipe.model
-    summary = summarize(data, recipe.resize, model.strides[0], recipe.selection.max_detections)
-    log.info("%s:\n%s", data.annotations, summary)
-    return summary
+
+
+def _summary(data: CocoData, recipe: Recipe) -> DataSummary:
+    return summarize(data, recipe.resize, recipe.model.strides[0], recipe.selection.max_detections)
