@@ -23,6 +23,9 @@ AIM = 0.97
 FINISH_SECONDS = 8.0
 """Time after the last validation for model files, curves and overlays."""
 
+FIXED_SHARE = 0.2
+"""Share of an update of the measured size that does not depend on its pixels."""
+
 MIN_UPDATES = 50
 ENOUGH_UPDATES = 1200  # above it, larger crops are better than more updates
 SMALL_STRIDES = 4.0  # finest strides that nine of ten objects should have in the input
@@ -97,8 +100,9 @@ class Timing:
     memory_limit: int = 0
 
     def step_seconds(self, recipe: Recipe) -> float:
-        """Expected seconds per update of a recipe: proportional to the pixels of a batch."""
-        return self.step * _pixels(recipe) / _pixels(self.recipe)
+        """Expected seconds per update of a recipe; but for a part, it grows with the pixels."""
+        pixels = _pixels(recipe) / _pixels(self.recipe)
+        return self.step * (FIXED_SHARE + (1 - FIXED_SHARE) * pixels)
 
     def validation_seconds(self, recipe: Recipe) -> float:
         """Expected seconds per validation image: proportional to its area."""

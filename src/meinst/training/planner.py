@@ -115,17 +115,17 @@ def plan_run(
         recipe = adapt_to_data(figures, base_recipe(options.init), from_model)
     measuring = min(_MOST_MEASURING, _MEASURING_SHARE * _seconds(options))
 
-    def plan(recipe: Recipe, recrop: bool) -> Plan:
-        timing = measure(options, recipe, train_data, val_data, measuring)
-        left = _seconds(options) - (time.monotonic() - started)
-        return plan_training(
-            figures, timing, left, given=given, recrop=recrop, patience=options.patience
-        )
-
+    timing = measure(options, recipe, train_data, val_data, measuring)
+    left = _seconds(options) - (time.monotonic() - started)
     try:
-        made = plan(recipe, not given and options.images_per_device is None)
-        if (made.recipe.augment, made.recipe.batch_size) != (recipe.augment, recipe.batch_size):
-            made = plan(made.recipe, False)  # measured with other crops
+        made = plan_training(
+            figures,
+            timing,
+            left,
+            given=given,
+            recrop=options.images_per_device is None,
+            patience=options.patience,
+        )
     except TooShortError as error:
         raise FileError(_too_short(options, error, started)) from error
     made = replace(made, choices=(start, *made.choices))

@@ -67,8 +67,8 @@ class TimeLimit(L.Callback):
         self.max_updates = max_updates
         self.on_revision = on_revision
         self.clock = clock
-        self.validation = plan.validation_seconds
-        self.finish = plan.finish_seconds
+        self.plan = plan
+        self.validation: float | None = None  # seconds, once there was one
         self.mark = clock()  # end of the last update or validation
         self.trained = 0.0  # seconds of all updates
         self.checked = 0.0  # seconds of updates at the last revision
@@ -85,9 +85,7 @@ class TimeLimit(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over how long a validation lasts, and revise the schedule."""
         now = self.clock()
-        took, self.mark = now - self.mark, now
-        self.finish += took - self.validation
-        self.validation = took
+        self.validation, self.mark = now - self.mark, now
         self._check(trainer, pl_module)
 
     def on_train_batch_end(
@@ -119,8 +117,13 @@ class TimeLimit(L.Callback):
         if update == since or update >= schedule.iterations:
             return
         step = (self.trained - before) / (update - since)
-        left = self.end - self.clock() - self.finish
-        updates = updates_until(update, left, step, self.validation, schedule.validate_every)
+        # What was not measured yet is slower than planned if the updates are.
+        slower = max(1.0, step / self.plan.seconds_per_update)
+        expected = self.plan.validation_seconds
+        validation = expected * slower if self.validation is None else self.validation
+        finish = (self.plan.finish_seconds - expected) * slower + validation
+        left = self.end - self.clock() - finish
+        updates = updates_until(update, left, step, validation, schedule.validate_every)
         updates = min(updates, self.max_updates)
         self.checked = self.trained
         if abs(updates - schedule.iterations) * step < _TOLERANCE * self.seconds:

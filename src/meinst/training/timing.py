@@ -24,10 +24,10 @@ from meinst.training.options import TrainOptions
 from meinst.training.plan import Timing
 from meinst.training.trainer import make_silent_trainer, quiet_lightning
 
-_SKIPPED = 3  # updates before the speed is constant: processes start, kernels are prepared
-_MEASURED = 5  # updates at least
+_SKIPPED = 2  # updates before the speed is constant: processes start, kernels are prepared
+_MEASURED = 4  # updates at least
 _MAX_UPDATES = 1000
-_IMAGES = 9  # validation images, of which the first is not measured
+_IMAGES = 6  # validation images, of which the first is not measured
 
 
 def measure(
@@ -46,7 +46,7 @@ def measure(
         recipe: the recipe to measure.
         train_data: the training images.
         val_data: the validation images.
-        seconds: time for training steps; at least eight are taken.
+        seconds: time for training steps; at least six are taken.
 
     Raises:
         ValueError: as :func:`meinst.training.initialize.make_model` and Lightning's trainer.

@@ -161,6 +161,13 @@ def test_given_recipe_keeps_all_but_its_schedule() -> None:
     assert replace(planned, schedule=own.schedule) == own
 
 
+def test_a_fifth_of_an_update_does_not_depend_on_its_pixels() -> None:
+    measured = timing(1.0)
+    half = replace(measured.recipe, batch_size=2)
+    assert measured.step_seconds(half) == pytest.approx(0.6)  # 0.2 + 0.8 / 2
+    assert measured.step_seconds(measured.recipe) == 1.0
+
+
 def test_patience_gets_more_validations() -> None:
     few, more = (plan_training(FIGURES, timing(0.5), 600, patience=p) for p in (None, 3))
     counts = [p.recipe.schedule.iterations / p.recipe.schedule.validate_every for p in (few, more)]

@@ -24,7 +24,13 @@ def test_updates_until_the_end() -> None:
 
 
 def simulate(
-    step: Callable[[int], float], validation: float = 4.0, *, planned: int = 480, every: int = 96
+    step: Callable[[int], float],
+    validation: float = 4.0,
+    *,
+    expected: float = 4.0,
+    finish: float = 8.0,
+    planned: int = 480,
+    every: int = 96,
 ) -> tuple[float, Recipe, list[Recipe]]:
     """Run 600 s planned with 1 s per update: the end, the last recipe and all revisions."""
     now = 0.0
@@ -32,7 +38,7 @@ def simulate(
     schedule = ScheduleOptions(iterations=planned, validate_every=every)
     module = LitMEInst.__new__(LitMEInst)
     module.__dict__["recipe"] = Recipe(schedule=schedule)
-    plan = Plan(module.recipe, (), 1.0, 4.0, 12.0)
+    plan = Plan(module.recipe, (), 1.0, expected, 8.0 + expected)
     limit = TimeLimit(plan, 0.0, 600.0, 4 * planned, revisions.append, clock=lambda: now)
     trainer: Any = SimpleNamespace(global_step=0, accumulate_grad_batches=1)
     now = 60.0  # reading and measuring
@@ -46,7 +52,7 @@ def simulate(
             limit.on_validation_start(trainer)
             now += validation
             limit.on_validation_end(trainer, module)
-    return now + 8 + validation, module.recipe, revisions
+    return now + finish + validation, module.recipe, revisions
 
 
 def test_run_as_fast_as_planned_is_not_revised() -> None:
@@ -79,6 +85,12 @@ def test_validations_are_measured_too() -> None:
     end, recipe, _ = simulate(lambda _: 1.0, validation=30)
     assert 0.93 * 600 <= end <= 1.03 * 600
     assert recipe.schedule.iterations < 480
+
+
+def test_machine_that_is_slower_than_measured_validates_more_slowly_too() -> None:
+    # One validation, at the end: planned with 30 s, it takes 75 s if updates take 2.5 s.
+    end, _, _ = simulate(lambda _: 2.5, 75.0, expected=30.0, finish=20.0, planned=400, every=400)
+    assert 0.95 * 600 <= end <= 1.02 * 600
 
 
 def test_number_of_updates_is_limited() -> None:
