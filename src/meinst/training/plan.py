@@ -171,8 +171,8 @@ def choose_start(figures: DataFigures) -> tuple[str, str]:
         f"{figures.objects:g} objects in half of the images, of {figures.median:.1%} of their side"
     )
     if figures.objects >= 15 and figures.median < 0.1:
-        return "nuclei", f"{text}; it has learned crowds of small objects"
-    return "photos", f"{text}; it has learned photographs"
+        return "nuclei", f"{text}; this model has learned crowds of small objects"
+    return "photos", f"{text}; this model has learned photographs"
 
 
 def adapt_to_data(figures: DataFigures, base: Recipe, from_model: bool) -> Recipe:
@@ -343,7 +343,8 @@ def _schedule_choices(
     """Updates, warm-up and validations."""
     schedule = recipe.schedule
     passes = schedule.iterations * recipe.batch_size / figures.images
-    times = math.ceil(schedule.iterations / schedule.validate_every)
+    count = math.ceil(schedule.iterations / schedule.validate_every)
+    times = "once" if count == 1 else f"{count} times"
     return (
         Choice(
             "updates",
@@ -354,7 +355,7 @@ def _schedule_choices(
         Choice(
             "validation",
             f"every {schedule.validate_every} updates",
-            f"{times} times; {figures.validation_images} images take {validation:.0f} s",
+            f"{times}; {figures.validation_images} images take {validation:.0f} s",
         ),
     )
 

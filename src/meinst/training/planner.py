@@ -71,7 +71,12 @@ class PlannedRun:
 
     def write(self, recipe: Recipe) -> None:
         """Write ``recipe.yaml`` and ``plan.json``, at the start and after each revision."""
-        content = yaml.safe_dump(options_to_dict(recipe), sort_keys=False)
+        start = f" --init {self.options.init}" if self.options.init else ""
+        content = (
+            f"# Planned by `meinst train --minutes {self.options.minutes:g}{start}`."
+            f"{' Give the same --init with it.' if start else ''}\n"
+            f"{yaml.safe_dump(options_to_dict(recipe), sort_keys=False)}"
+        )
         write_atomically(self.options.output / "recipe.yaml", content.encode())
         schedule = recipe.schedule
         values = {
