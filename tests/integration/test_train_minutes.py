@@ -70,6 +70,8 @@ def test_planned_run_ends_in_time_and_its_recipe_repeats_it(
     assert 12 <= time.monotonic() - started <= 22
     assert "plan for 0.25 minutes" in caplog.text
     assert "classes known: disc, box, star" in caplog.text
+    assert caplog.text.count("images: 6 of 64 x 64") == 2  # after the plan, with its input size
+    assert caplog.text.index("images: 6 of 64 x 64") > caplog.text.index("plan for")
     assert " of 0.25 minutes" in caplog.text
 
     plan, recipe = json.loads((first / "plan.json").read_text()), load_recipe(first / "recipe.yaml")

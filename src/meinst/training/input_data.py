@@ -16,7 +16,7 @@ log = logging.getLogger("meinst")
 
 
 def read_data(options: TrainOptions, recipe: Recipe) -> tuple[CocoData, CocoData]:
-    """Read and check the training and validation data, and log what was left out or repaired.
+    """Read and check the training and validation data, and log what they hold.
 
     Raises:
         FileNotFoundError: if a file or folder does not exist.
@@ -28,6 +28,8 @@ def read_data(options: TrainOptions, recipe: Recipe) -> tuple[CocoData, CocoData
     val_data = _read(options.val_annotations, options.val_images, options)
     for data in (train_data, val_data):
         _log_report(data)
+    if options.minutes is None or options.resume:  # otherwise the recipe is not planned yet
+        log_sizes((train_data, val_data), recipe)
     check_learnable(train_data, _summary(train_data, recipe))
     if len(val_data) < options.world_size:
         raise ValueError(

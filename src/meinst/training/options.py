@@ -29,8 +29,10 @@ class TrainOptions:
         random_backbone: start the backbone from random weights.
         minutes: time for the whole run, in minutes. Recipe and start are planned from the data and
             the speed of this machine, and the plan is printed with its reasons; of a given recipe
-            only the schedule is planned. A resumed run follows the plan in its output folder.
-        patience: stop after this number of validations in a row without a higher mask AP.
+            only the schedule is planned. A resumed run follows the plan in its output folder. By
+            default nothing is planned.
+        patience: stop after this number of validations in a row without a higher mask AP; by
+            default never.
         codec: a fitted codec (.npz). By default the codec of ``init``, or one fitted on the
             training annotations.
         crowd_as_instances: train and validate on crowd regions (iscrowd 1) as ordinary instances;

@@ -79,7 +79,7 @@ def _train(options: TrainOptions, recipe: Recipe, started: float) -> Path:
         planned = plan_run(options, recipe, train_data, val_data, started)
         log.info("%s", planned)
         options, recipe = planned.options, planned.plan.recipe
-    log_sizes((train_data, val_data), recipe)
+        log_sizes((train_data, val_data), recipe)
     per_device, accumulate = split_batch(options, recipe)
     seed, checkpoint = options.seed, None
     if options.resume:
