@@ -168,11 +168,12 @@ def figures_of(train_data: CocoData, val_data: CocoData) -> DataFigures:
 def choose_start(figures: DataFigures) -> tuple[str, str]:
     """The shipped model to start from, and the reason."""
     text = (
-        f"{figures.objects:g} objects in half of the images, of {figures.median:.1%} of their side"
+        f"{figures.objects:g} objects per image, whose size is {figures.median:.0%} of its longer "
+        "side (medians)"
     )
     if figures.objects >= 15 and figures.median < 0.1:
-        return "nuclei", f"{text}; this model has learned crowds of small objects"
-    return "photos", f"{text}; this model has learned photographs"
+        return "nuclei", f"{text}; this model knows crowds of small objects"
+    return "photos", f"{text}; this model knows photographs"
 
 
 def adapt_to_data(figures: DataFigures, base: Recipe, from_model: bool) -> Recipe:
