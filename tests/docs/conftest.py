@@ -46,6 +46,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(make_tiny_model(classes), path)
+    (folder / "runs/mine/recipe.yaml").write_text("base: photos\n")
     return folder
 
 

@@ -371,7 +371,10 @@ TRAIN = "train --train-images a --train-annotations b --val-images c --val-annot
 @pytest.mark.parametrize(
     ("arguments", "key_facts"),
     [
-        ("--recipe.schedule.iterations 1500", "1500 is not a multiple of validate_every = 1000"),
+        ("--recipe.schedule.revised_at [1500]", "revised_at must be increasing updates"),
+        ("--minutes -3", "minutes must be at least 0, got -3"),
+        ("--minutes 3 --devices 2", "minutes plans a run of one process, got 2"),
+        ("--patience 0", "patience must be at least 1, got 0"),
         ("--recipe.typo 1", "--recipe.typo"),
         ("--recipe.schedule.iteratoins 1", "did you mean --recipe.schedule.iterations?"),
         ("--recipe.schedule.iterations ten", "--recipe.schedule.iterations: expected int, got ten"),

@@ -43,8 +43,11 @@ def test_saved_recipe_describes_the_codec_of_the_initial_model(
     assert load_recipe(tmp_path / "out" / "recipe.yaml").codec == info.recipe.codec
 
 
-def test_initial_model_gives_all_weights_but_the_class_logits(
-    finished_run: Path, synthetic_data: SyntheticData, tmp_path: Path
+def test_initial_model_gives_all_weights_but_the_logits_of_new_classes(
+    finished_run: Path,
+    synthetic_data: SyntheticData,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from meinst.training import initialize as module
 
@@ -62,11 +65,15 @@ def test_initial_model_gives_all_weights_but_the_class_logits(
     recipe = module.find_recipe(options)
     assert recipe.schedule.iterations == 8
     assert recipe.selection.score_threshold is None  # tuned on the new data
+    caplog.set_level("INFO", "meinst")
     model = module.make_model(options, recipe, read_coco(renamed))
+    assert "head.logits. (but for box)" in caplog.text
     source = load_model(weights).state_dict()
     for name, tensor in model.state_dict().items():
         if name.startswith("head.logits."):
-            assert len(tensor) == 2  # reinitialised for the new classes
+            assert len(tensor) == 2
+            assert torch.equal(tensor[1], source[name][1])  # "box" is known by name
+            assert not torch.equal(tensor[0], source[name][0])  # "disc" is not called "round"
         else:
             assert torch.equal(tensor, source[name]), name
     other = replace(recipe, model=replace(recipe.model, channels=32))

@@ -18,9 +18,15 @@ Train a model on your own data: a folder in any common layout, or COCO files.
 
 The output folder then contains best.safetensors (for `meinst predict --model`) and
 last.safetensors, the recipe, the codec, checkpoints, logs (CSV and TensorBoard), curves.png and
-overlays.jpg (validation images). A stopped run continues with --resume."""
+overlays.jpg (validation images). A stopped run continues with --resume.
+
+With --minutes the run is planned: start, input size, crops, batch, rates and number of updates
+follow from the data and from the speed of this machine, which is measured first. The plan is
+printed with the reason of each choice. It is saved as recipe.yaml, for further runs with --recipe,
+and as plan.json. While the run lasts, the number of updates is corrected to keep to the time."""
 
 EXAMPLES = """
+meinst train my-data --minutes 30 --output runs/mine
 meinst train my-data --init photos --output runs/mine
 meinst train --init photos --output runs/mine \\
     --train-images train --train-annotations train.json \\

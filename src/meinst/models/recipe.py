@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +75,10 @@ class ScheduleOptions:
         final_factor: factor on the learning rate at the end of the cosine.
         steps: updates after which the learning rate is multiplied by ``step_factor``.
         step_factor: factor of each step.
-        validate_every: updates between validations.
+        validate_every: updates between validations. The last update is always validated.
+        revised_at: updates at which a run with `--minutes` changed the number of its updates; the
+            rest of the decay is stretched or shortened from there on.
+        revised_from: the number of updates before each of these changes.
     """
 
     iterations: int = 10000
@@ -86,17 +90,24 @@ class ScheduleOptions:
     steps: tuple[int, ...] = ()
     step_factor: float = 0.1
     validate_every: int = 1000
+    revised_at: tuple[int, ...] = ()
+    revised_from: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Reject values out of range, and schedules that do not end with a validation."""
+        """Reject values out of range, and changes of the length that contradict each other."""
         check_range(self, 1, math.inf, "iterations", "validate_every")
         check_range(self, 0, math.inf, "warmup_iterations")
         check_range(self, 0, 1, "warmup_factor", "final_factor", "step_factor")
-        if self.iterations > self.validate_every and self.iterations % self.validate_every:
+        ends = (*self.revised_from, self.iterations)
+        if len(self.revised_at) != len(self.revised_from) or any(
+            not before < at < min(ends[i : i + 2])
+            for i, (before, at) in enumerate(pairwise((-1, *self.revised_at)))
+        ):
             raise ValueError(
-                f"iterations = {self.iterations} is not a multiple of validate_every = "
-                f"{self.validate_every}, so the last weights would not be validated; change one of "
-                "them."
+                "revised_at must be increasing updates, each before the number of updates that "
+                f"revised_from gives for it and before the next one, got {self.revised_at} and "
+                f"{self.revised_from} for iterations = {self.iterations}; leave both out to train "
+                "with one decay."
             )
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import (
+    Callback,
     Checkpoint,
+    EarlyStopping,
     ModelCheckpoint,
     TQDMProgressBar,
     WeightAveraging,
@@ -24,8 +26,52 @@ class ResumableBar(TQDMProgressBar):
         """Start at the current update; Lightning sets the total only at the start of an epoch."""
         super().on_train_start(trainer, pl_module)
         bar = self.train_progress_bar
-        bar.reset(total=int(trainer.num_training_batches))
+        bar.reset(total=_updates(pl_module) * trainer.accumulate_grad_batches)
         bar.initial = trainer.global_step * trainer.accumulate_grad_batches
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *a: Any) -> None:
+        """Show the current number of updates, which a run with a time limit revises."""
+        self.train_progress_bar.total = _updates(pl_module) * trainer.accumulate_grad_batches
+        super().on_train_batch_end(trainer, pl_module, *a)
+
+
+class LastUpdate(Callback):
+    """Ends the run after the last update of its recipe's schedule, with a validation."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Ask Lightning to validate and stop; it would stop without a validation."""
+        if trainer.global_step >= _updates(pl_module):
+            trainer.should_stop = True
+
+
+def _updates(module: L.LightningModule) -> int:
+    """Number of updates of a run."""
+    iterations: int = module.recipe.schedule.iterations  # type: ignore[union-attr,assignment]
+    return iterations
+
+
+class Patience(EarlyStopping):
+    """Stops a run after some validations in a row without a higher score.
+
+    Unlike Lightning's, it takes the number from the command when a run is resumed, and does not
+    continue a run that it had stopped.
+
+    Args:
+        monitor: name of the score.
+        patience: number of validations.
+    """
+
+    def __init__(self, monitor: str, patience: int) -> None:
+        super().__init__(monitor, mode="max", patience=patience, check_finite=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score and the count, but not the limit."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once if the limit was already reached."""
+        super().on_train_start(trainer, pl_module)
+        trainer.should_stop |= self.wait_count >= self.patience
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -94,7 +140,8 @@ class LastCheckpoint(Checkpoint):
         *_, batch_index = others
         self.complete = (batch_index + 1) % trainer.accumulate_grad_batches == 0
         step = trainer.global_step
-        if self.complete and step % self.every == 0 and step % self.validate_every:
+        validated = step % self.validate_every == 0 or trainer.should_stop
+        if self.complete and step % self.every == 0 and not validated:
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:

@@ -9,7 +9,10 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from meinst.data.coco import CocoData
 from meinst.data.training_dataset import ResumableSampler, TrainingDataset, collate
+from meinst.models.recipe import Recipe
+from meinst.training.options import TrainOptions
 from meinst.types import Target
 
 _VALIDATION_BATCH = 16  # images per validation step; the next ones are read meanwhile
@@ -92,6 +95,36 @@ class DataModule(L.LightningDataModule):
             return batch
         images, targets = batch
         return [image.to(device) for image in images], [_to(t, device) for t in targets]
+
+
+def make_dataset(data: CocoData, recipe: Recipe, mask_size: int, seed: int) -> TrainingDataset:
+    """The training samples of a recipe; masks are ``mask_size`` pixels wide."""
+    return TrainingDataset(
+        data,
+        recipe.resize,
+        recipe.augment,
+        mask_size,
+        seed=seed,
+        skip_empty=recipe.skip_empty,
+        input_options=recipe.input,
+    )
+
+
+def split_batch(options: TrainOptions, recipe: Recipe) -> tuple[int, int]:
+    """Images per device and batches per update.
+
+    Raises:
+        ValueError: if the batch size is not a multiple of both.
+    """
+    world = options.world_size
+    per_device = options.images_per_device or max(recipe.batch_size // world, 1)
+    accumulate, remainder = divmod(recipe.batch_size, per_device * world)
+    if remainder or not accumulate:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is not a multiple of {world} devices times "
+            f"{per_device} images_per_device; change one of them."
+        )
+    return per_device, accumulate
 
 
 def _to(target: Target, device: torch.device) -> Target:

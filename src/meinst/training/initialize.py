@@ -19,6 +19,7 @@ from meinst.detector.meinst import MEInst
 from meinst.models.backbone_file import load_backbone
 from meinst.models.checkpoint import build_model, load_model, read_info
 from meinst.models.recipe import Recipe, load_recipe
+from meinst.options import first_few
 from meinst.training.options import TrainOptions
 
 # Files of a run that could also be given to it as input.
@@ -217,7 +218,7 @@ def _check_encoding(codec: Codec, recipe: Recipe) -> None:
 
 
 def _copy_weights(model: MEInst, start: MEInst) -> None:
-    """Copy the weights of ``init``; class logits and codes only if they mean the same."""
+    """Copy the weights of ``init``: logits of the classes it knows, codes of the same codec."""
     own, other = model.options, start.options
     if own != other:
         differing = [f.name for f in fields(own) if getattr(own, f.name) != getattr(other, f.name)]
@@ -237,7 +238,21 @@ def _copy_weights(model: MEInst, start: MEInst) -> None:
     skipped = (*new, "codec.")
     copied = {k: v for k, v in start.state_dict().items() if not k.startswith(skipped)}
     model.load_state_dict(copied, strict=False)
+    known = _copy_known_classes(model, start)
     if new:
         log.info(
-            "not copied from --init, since the classes or the codec differ: %s", ", ".join(new)
+            "not copied from --init, since the classes or the codec differ: %s%s",
+            ", ".join(new),
+            f" (but for {first_few(known)})" if known and new[0] == "head.logits." else "",
         )
+
+
+@torch.no_grad()
+def _copy_known_classes(model: MEInst, start: MEInst) -> list[str]:
+    """Copy the logits of the classes that ``start`` has by the same name; returns their names."""
+    known = [name for name in model.class_names if name in start.class_names]
+    own = [model.class_names.index(name) for name in known]
+    other = [start.class_names.index(name) for name in known]
+    for name, tensor in model.head.logits.named_parameters():
+        tensor[own] = start.head.logits.get_parameter(name)[other]
+    return known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -29,8 +30,11 @@ def read_data(options: TrainOptions, recipe: Recipe) -> tuple[CocoData, CocoData
             validation images than processes.
     """
     train_data, val_data = _read_files(options) if options.data is None else _read_dataset(options)
-    check_learnable(train_data, _log_content(train_data, recipe))
-    _log_content(val_data, recipe)
+    for data in (train_data, val_data):
+        _log_report(data)
+    if options.minutes is None or options.resume:  # otherwise the recipe is not planned yet
+        log_sizes((train_data, val_data), recipe)
+    check_learnable(train_data, _summary(train_data, recipe))
     if len(val_data) < options.world_size:
         raise ValueError(
             f"{val_data.annotations}: {len(val_data)} images for {options.world_size} processes, "
@@ -89,13 +93,19 @@ def _read_dataset(options: TrainOptions) -> tuple[CocoData, CocoData]:
     return data.select(parts.train), data.select(parts.val)
 
 
-def _log_content(data: CocoData, recipe: Recipe) -> DataSummary:
-    """Log what was left out or repaired in a data set, and what it holds."""
+def log_sizes(parts: Iterable[CocoData], recipe: Recipe) -> None:
+    """Log what data sets hold, as a network with a recipe's input sees it."""
+    for data in parts:
+        log.info("%s:\n%s", data.annotations, _summary(data, recipe))
+
+
+def _log_report(data: CocoData) -> None:
+    """Log what was left out or repaired in a data set."""
     report = data.report
     if str(report):
         level = logging.WARNING if report.dropped or report.repaired else logging.INFO
         log.log(level, "%s:\n%s", data.annotations, report)
-    model = recipe.model
-    summary = summarize(data, recipe.resize, model.strides[0], recipe.selection.max_detections)
-    log.info("%s:\n%s", data.annotations, summary)
-    return summary
+
+
+def _summary(data: CocoData, recipe: Recipe) -> DataSummary:
+    return summarize(data, recipe.resize, recipe.model.strides[0], recipe.selection.max_detections)

@@ -203,8 +203,8 @@ class LitMEInst(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The recipe's optimizer, with a learning rate that changes at every update."""
         optimizer = make_optimizer(*self._parts(), self.recipe.optimizer)
-        schedule = self.recipe.schedule
-        scheduler = LambdaLR(optimizer, lambda iteration: lr_factor(iteration, schedule))
+        # The recipe is looked up at every update, since its schedule may be revised.
+        scheduler = LambdaLR(optimizer, lambda update: lr_factor(update, self.recipe.schedule))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

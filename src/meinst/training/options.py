@@ -34,6 +34,12 @@ class TrainOptions:
         backbone_weights: backbone weights converted by `meinst convert`. By default ImageNet
             weights are taken from an installed package or from timm's hub.
         random_backbone: start the backbone from random weights.
+        minutes: time for the whole run, in minutes. Recipe and start are planned from the data and
+            the speed of this machine, and the plan is printed with its reasons; of a given recipe
+            only the schedule is planned. A resumed run follows the plan in its output folder. By
+            default nothing is planned.
+        patience: stop after this number of validations in a row without a higher mask AP; by
+            default never.
         codec: a fitted codec (.npz). By default the codec of ``init``, or one fitted on the
             training annotations.
         crowd_as_instances: train and validate on crowd regions (iscrowd 1) as ordinary instances;
@@ -65,6 +71,8 @@ class TrainOptions:
     init: str | None = None
     backbone_weights: Path | None = None
     random_backbone: bool = False
+    minutes: float | None = None
+    patience: int | None = None
     codec: Path | None = None
     crowd_as_instances: bool = False
     allow_outside: bool = False
@@ -84,9 +92,14 @@ class TrainOptions:
         if (self.data is None) == (None in files) or (self.data and any(files)):
             flags = ", ".join("--" + name.replace("_", "-") for name in _FILES)
             raise ValueError(f"give the data once: either a data set (DATA), or all of {flags}.")
-        names = ("devices", "num_nodes", "images_per_device", "checkpoint_every")
+        names = ("devices", "num_nodes", "images_per_device", "checkpoint_every", "patience")
         check_range(self, 1, math.inf, *names)
-        check_range(self, 0, math.inf, "workers")
+        check_range(self, 0, math.inf, "workers", "minutes")
+        if self.minutes is not None and self.world_size > 1:
+            raise ValueError(
+                f"minutes plans a run of one process, got {self.world_size}; leave out --devices "
+                "and --num-nodes, or set recipe.schedule.iterations instead."
+            )
         check_range(self, 0, 2**32 - 1, "seed")  # the range of NumPy's seeds
 
     @property

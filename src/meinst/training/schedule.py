@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,13 +17,42 @@ def lr_factor(iteration: int, options: ScheduleOptions) -> float:
     if options.decay == "step":
         factor = options.step_factor ** sum(iteration >= step for step in options.steps)
     else:
-        progress = min(iteration / options.iterations, 1.0)
+        progress = min(decay_progress(iteration, options), 1.0)
         cosine = (1 + math.cos(math.pi * progress)) / 2
         factor = options.final_factor + (1 - options.final_factor) * cosine
     if iteration < options.warmup_iterations:
         progress = iteration / options.warmup_iterations if options.warmup == "linear" else 0.0
         factor *= options.warmup_factor * (1 - progress) + progress
     return factor
+
+
+def decay_progress(iteration: int, options: ScheduleOptions) -> float:
+    """Share of the decay that is over at an update: 0 at the first, 1 after the last.
+
+    It grows evenly between the updates at which the number of updates was revised.
+    """
+    done, start = 0.0, 0
+    for revision, planned in zip(options.revised_at, options.revised_from, strict=True):
+        if iteration < revision:
+            return done + (1 - done) * ((iteration - start) / (planned - start))
+        done += (1 - done) * ((revision - start) / (planned - start))
+        start = revision
+    return done + (1 - done) * ((iteration - start) / (options.iterations - start))
+
+
+def revise(options: ScheduleOptions, update: int, iterations: int) -> ScheduleOptions:
+    """The schedule with another number of updates, decided after ``update`` updates.
+
+    Learning rates up to ``update`` stay as they were.
+    """
+    if options.revised_at[-1:] == (update,):
+        return replace(options, iterations=iterations)
+    return replace(
+        options,
+        iterations=iterations,
+        revised_at=(*options.revised_at, update),
+        revised_from=(*options.revised_from, options.iterations),
+    )
 
 
 def make_optimizer(

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import signal
-import warnings
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from meinst.data.coco import CocoData
-from meinst.data.training_dataset import TrainingDataset
 from meinst.detector.meinst import MEInst
 from meinst.detector.select import SelectOptions
 from meinst.diagnosis.diagnose import diagnose
@@ -32,19 +27,19 @@ from meinst.locks import lock_folder
 from meinst.models.checkpoint import save_model
 from meinst.models.recipe import Recipe
 from meinst.options import first_few, options_to_dict
-from meinst.training.callbacks import BestCheckpoint, LastCheckpoint, ResumableBar, make_ema
 from meinst.training.checkpoints import (
-    AtomicCheckpointIO,
     checkpoint_to_resume,
     read_checkpoint,
     read_with_fallback,
 )
-from meinst.training.data_module import DataModule
+from meinst.training.data_module import DataModule, make_dataset, split_batch
 from meinst.training.initialize import check_start, find_recipe, make_model, with_codec_of
-from meinst.training.input_data import read_data
-from meinst.training.lightning_module import MONITORED, THRESHOLD, LitMEInst
+from meinst.training.input_data import log_sizes, read_data
+from meinst.training.lightning_module import THRESHOLD, LitMEInst
 from meinst.training.options import TrainOptions
+from meinst.training.planner import plan_run
 from meinst.training.plots import draw_curves, draw_sheet, read_logs
+from meinst.training.trainer import make_trainer, quiet_lightning
 
 MOST_IMAGES = 500
 """Of more validation images, the report measures a sample of this size."""
@@ -57,7 +52,8 @@ def train(options: TrainOptions) -> Path:
 
     Afterwards the output folder contains ``best.safetensors`` and ``last.safetensors``,
     ``recipe.yaml``, ``codec.npz``, ``curves.png``, ``overlays.jpg``, ``report.html``,
-    ``report.json``, ``metrics.json``, logs and checkpoints.
+    ``report.json``, ``metrics.json``, logs and checkpoints; with ``options.minutes`` also
+    ``plan.json``.
 
     Args:
         options: data, output and start of the run.
@@ -73,16 +69,24 @@ def train(options: TrainOptions) -> Path:
             another.
         RuntimeError: if there are no ImageNet weights to start from.
     """
+    started = time.monotonic()
     check_start(options)
     recipe = find_recipe(options)
-    per_device, accumulate = _split_batch(options, recipe)
+    split_batch(options, recipe)
     check_folder(options.output)
     with _own_output(options):
-        return _train(options, recipe, per_device, accumulate)
+        return _train(options, recipe, started)
 
 
-def _train(options: TrainOptions, recipe: Recipe, per_device: int, accumulate: int) -> Path:
+def _train(options: TrainOptions, recipe: Recipe, started: float) -> Path:
     train_data, val_data = read_data(options, recipe)
+    planned = None
+    if options.minutes is not None and not options.resume:
+        planned = plan_run(options, recipe, train_data, val_data, started)
+        log.info("%s", planned)
+        options, recipe = planned.options, planned.plan.recipe
+        log_sizes((train_data, val_data), recipe)
+    per_device, accumulate = split_batch(options, recipe)
     seed, checkpoint = options.seed, None
     if options.resume:
         checkpoint, saved = checkpoint_to_resume(options)
@@ -92,19 +96,26 @@ def _train(options: TrainOptions, recipe: Recipe, per_device: int, accumulate: i
     model = make_model(options, recipe, train_data)
     recipe = with_codec_of(model, recipe, options)
     model.backbone.freeze(recipe.optimizer.frozen_stages)
-    dataset = _make_dataset(train_data, recipe, model.codec.mask_size, seed)
-    num_samples = recipe.schedule.iterations * recipe.batch_size
+    dataset = make_dataset(train_data, recipe, model.codec.mask_size, seed)
+    updates = planned.max_updates if planned else recipe.schedule.iterations
     data_module = DataModule(
-        dataset, num_samples, len(val_data), per_device, accumulate, options.workers
+        dataset, updates * recipe.batch_size, len(val_data), per_device, accumulate, options.workers
     )
     module = LitMEInst(model, recipe, val_data, seed)
     for line in module.validation.classes.warnings:
         log.warning("%s: %s", val_data.annotations, line)
-    with _quiet_lightning():
-        trainer = _make_trainer(options, recipe, accumulate)
+    with quiet_lightning():
+        limits = [planned.time_limit()] if planned else []
+        trainer = make_trainer(options, recipe, accumulate, updates, *limits)
         _write_start(options, recipe, model)
+        if planned:
+            planned.write(recipe)
         _fit(trainer, module, data_module, options, checkpoint)
-    return _finish(options, recipe, module, trainer)
+    best = _finish(options, module, trainer)
+    if planned:
+        minutes = (time.monotonic() - started) / 60
+        log.info("took %.1f of %g minutes", minutes, options.minutes)
+    return best
 
 
 @contextmanager
@@ -118,35 +129,6 @@ def _own_output(options: TrainOptions) -> Iterator[None]:
     with lock_folder(options.output):
         remove_leftovers(options.last_checkpoint.parent)
         yield
-
-
-def _make_dataset(data: CocoData, recipe: Recipe, mask_size: int, seed: int) -> TrainingDataset:
-    return TrainingDataset(
-        data,
-        recipe.resize,
-        recipe.augment,
-        mask_size,
-        seed=seed,
-        skip_empty=recipe.skip_empty,
-        input_options=recipe.input,
-    )
-
-
-def _split_batch(options: TrainOptions, recipe: Recipe) -> tuple[int, int]:
-    """Images per device and batches per update.
-
-    Raises:
-        ValueError: if the batch size is not a multiple of both.
-    """
-    world = options.world_size
-    per_device = options.images_per_device or max(recipe.batch_size // world, 1)
-    accumulate, remainder = divmod(recipe.batch_size, per_device * world)
-    if remainder or not accumulate:
-        raise ValueError(
-            f"batch_size {recipe.batch_size} is not a multiple of {world} devices times "
-            f"{per_device} images_per_device; change one of them."
-        )
-    return per_device, accumulate
 
 
 def _check_resumed(
@@ -173,79 +155,6 @@ def _check_resumed(
         )
     seed: int = saved["seed"]
     return seed
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence notes of Lightning that do not concern this run, for as long as it lasts."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # Frozen batch norms are intended.
-            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start")
-            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-            # Samples are numbered, so a run can be resumed anywhere; see DataModule.
-            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
-            warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _make_trainer(options: TrainOptions, recipe: Recipe, accumulate: int) -> L.Trainer:
-    schedule = recipe.schedule
-    last = options.last_checkpoint
-    validate_every = min(schedule.validate_every, schedule.iterations)
-    callbacks: list[Any] = [
-        BestCheckpoint(last.parent, MONITORED),
-        LearningRateMonitor("step"),
-        ResumableBar(refresh_rate=5),
-        # After BestCheckpoint, whose best score is part of the state.
-        LastCheckpoint(last, options.checkpoint_every, validate_every),
-    ]
-    if recipe.optimizer.ema_decay:
-        callbacks.insert(0, make_ema(recipe.optimizer.ema_decay))
-    loggers = [
-        CSVLogger(options.output, name="logs"),
-        TensorBoardLogger(options.output, name="tensorboard"),
-    ]
-    try:
-        trainer = L.Trainer(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.num_nodes,
-            precision=options.precision or _best_precision(options.accelerator),  # type: ignore[arg-type]
-            max_steps=schedule.iterations,
-            max_epochs=-1,
-            accumulate_grad_batches=accumulate,
-            gradient_clip_val=recipe.optimizer.clip_norm or None,
-            val_check_interval=validate_every * accumulate,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            log_every_n_steps=min(20, schedule.iterations),
-            use_distributed_sampler=False,
-            callbacks=callbacks,
-            logger=loggers,
-            plugins=AtomicCheckpointIO(),
-        )
-    except MisconfigurationException as error:  # an error of the user, but not a ValueError
-        raise ValueError(
-            f"--accelerator {options.accelerator} with --devices {options.devices}: {error}"
-        ) from error
-    return trainer
-
-
-def _best_precision(accelerator: str) -> str:
-    """Mixed precision where the device computes bfloat16 in hardware."""
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        mixed = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        mixed = torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if mixed else "32-true"
 
 
 @rank_zero_only
@@ -305,12 +214,12 @@ def tune_selection(selection: SelectOptions, metrics: Mapping[str, float | None]
     return replace(selection, score_threshold=metrics[THRESHOLD])
 
 
-def _finish(options: TrainOptions, recipe: Recipe, module: LitMEInst, trainer: L.Trainer) -> Path:
+def _finish(options: TrainOptions, module: LitMEInst, trainer: L.Trainer) -> Path:
     """Convert the last and the best checkpoint to model files, then draw the reports."""
     best_path = options.output / "best.safetensors"
     if not trainer.is_global_zero:
         return best_path
-    model = module.model.cpu().eval()
+    model, recipe = module.model.cpu().eval(), module.recipe
     prefix = "model."
     paths = (options.last_checkpoint, options.best_checkpoint)
     for path, other in (paths, paths[::-1]):

@@ -115,9 +115,12 @@ def test_faults_name_the_file_and_the_key(tmp_path: Path, text: str, words: list
     ("text", "words"),
     [
         (
-            "schedule: {iterations: 10, validate_every: 4}",
-            r"10 .+validate_every = 4",
+            "schedule: {iterations: 10, revised_at: [4], revised_from: [3]}",
+            r"revised_at .+got \(4,\) and \(3,\) for iterations = 10",
         ),
+        ("schedule: {iterations: 10, revised_at: [10], revised_from: [12]}", "revised_at"),
+        ("schedule: {iterations: 10, revised_at: [4, 4], revised_from: [8, 9]}", "revised_at"),
+        ("schedule: {iterations: 10, revised_at: [4]}", "revised_at"),
         ("schedule: {iterations: 0}", "iterations must be at least 1, got 0"),
         ("batch_size: 0", "batch_size must be at least 1, got 0"),
         ("selection: {nms_threshold: 60}", "nms_threshold must be between 0 and 1, got 60"),

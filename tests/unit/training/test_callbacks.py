@@ -10,7 +10,7 @@ pytest.importorskip("lightning")
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from meinst.training.callbacks import BestCheckpoint, LastCheckpoint, make_ema
+from meinst.training.callbacks import BestCheckpoint, LastCheckpoint, Patience, make_ema
 
 
 def test_decay_of_the_average_grows_to_its_limit() -> None:
@@ -65,6 +65,7 @@ def test_checkpoints_contain_only_complete_updates(tmp_path: Path) -> None:
     saved: list[int] = []
     trainer = SimpleNamespace(
         global_step=2,
+        should_stop=False,
         accumulate_grad_batches=3,
         save_checkpoint=lambda _: saved.append(trainer.global_step),
     )
@@ -78,3 +79,42 @@ def test_checkpoints_contain_only_complete_updates(tmp_path: Path) -> None:
         assert len(saved) - before == complete
     # 6 regularly; 3, 5, 6 and 7 on SIGTERM; 4 is saved after its validation.
     assert saved == [3, 5, 6, 6, 7]
+
+
+def test_last_update_is_saved_after_its_validation(tmp_path: Path) -> None:
+    saved: list[int] = []
+    trainer = SimpleNamespace(
+        global_step=6,
+        should_stop=True,
+        accumulate_grad_batches=1,
+        save_checkpoint=lambda _: saved.append(6),
+    )
+    saving = LastCheckpoint(tmp_path / "last.ckpt", every=2, validate_every=4)
+    saving.on_train_batch_end(trainer, None, None, None, 5)  # type: ignore[arg-type]
+    assert saved == []
+    saving.on_validation_end(trainer)  # type: ignore[arg-type]
+    assert saved == [6]
+
+
+def test_patience_counts_validations_without_a_higher_score() -> None:
+    patience = Patience("val/segm_AP", 2)
+
+    def stops(score: float) -> bool:
+        return patience._evaluate_stopping_criteria(torch.tensor(score))[0]
+
+    nan = float("nan")
+    scores = [nan, 0.1, 0.1, 0.2, 0.1, 0.3, nan, 0.3]
+    assert [stops(score) for score in scores] == [False] * 7 + [True]
+
+
+def test_resumed_run_takes_the_patience_of_the_command() -> None:
+    stopped = Patience("val/segm_AP", 2)
+    for score in (0.3, 0.2, 0.1):
+        stopped._evaluate_stopping_criteria(torch.tensor(score))
+    for patience, stops in ((2, True), (3, False)):
+        resumed = Patience("val/segm_AP", patience)
+        resumed.load_state_dict(stopped.state_dict())
+        trainer = SimpleNamespace(should_stop=False)
+        resumed.on_train_start(trainer, None)  # type: ignore[arg-type]
+        assert trainer.should_stop == stops
+        assert resumed.patience == patience

@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 
 from meinst.models.recipe import OptimizerOptions, ScheduleOptions
-from meinst.training.schedule import lr_factor, make_optimizer
+from meinst.training.schedule import decay_progress, lr_factor, make_optimizer, revise
 
 STEPS = ScheduleOptions(
     iterations=100, decay="step", steps=(60, 80), warmup="constant", warmup_iterations=5
@@ -57,3 +57,22 @@ def test_sgd_uses_the_momentum() -> None:
     optimizer = make_optimizer(nn.Linear(2, 2), [nn.Linear(2, 2)], options)
     assert type(optimizer).__name__ == "SGD"
     assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+def test_revised_schedule_keeps_past_rates_and_ends_its_decay_at_the_new_end() -> None:
+    planned = ScheduleOptions(iterations=100, warmup_iterations=0, final_factor=0.0)
+    shorter = revise(planned, 40, 60)
+    assert (shorter.iterations, shorter.revised_at, shorter.revised_from) == (60, (40,), (100,))
+    again = revise(shorter, 50, 90)
+    # 0.4 after 40 of 100; half of the other 0.6 after 10 of 20 more; the rest over 40 updates.
+    progress = [decay_progress(i, again) for i in (0, 20, 40, 45, 50, 70, 90)]
+    assert progress == pytest.approx([0.0, 0.2, 0.4, 0.55, 0.7, 0.85, 1.0])
+    past = [0, 13, 39, 40]
+    assert [lr_factor(i, again) for i in past] == [lr_factor(i, planned) for i in past]
+    assert [lr_factor(i, again) for i in (49, 50)] == [lr_factor(i, shorter) for i in (49, 50)]
+    assert lr_factor(90, again) == pytest.approx(0.0)
+
+
+def test_second_revision_at_the_same_update_replaces_the_first() -> None:
+    planned = ScheduleOptions(iterations=100)
+    assert revise(revise(planned, 40, 60), 40, 70) == revise(planned, 40, 70)
