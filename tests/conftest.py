@@ -191,7 +191,7 @@ def finished_run(synthetic_data: SyntheticData, tmp_path_factory: pytest.TempPat
     from meinst.training.train import train
 
     output = tmp_path_factory.mktemp("run") / "whole"
-    assert train(make_options(synthetic_data, output)) == output / "best.safetensors"
+    assert train(make_options(synthetic_data, output, report=True)) == output / "best.safetensors"
     return output
 
 

@@ -105,6 +105,7 @@ def test_report_that_fails_costs_a_warning(
     names = ("curves.png", "overlays.jpg", "report.html")
     for name in names:
         (options.output / name).unlink()
+    options = replace(options, report=True)
     train(options)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert all((options.output / name).is_file() for name in names)

@@ -70,7 +70,9 @@ def with_values(values: dict[str, Any], recipe: Recipe = RECIPE) -> Recipe:
     return replace(recipe, **changed, **top)
 
 
-def make_options(data: SyntheticData, output: Path, recipe: Recipe | None = RECIPE) -> TrainOptions:
+def make_options(
+    data: SyntheticData, output: Path, recipe: Recipe | None = RECIPE, *, report: bool = False
+) -> TrainOptions:
     return TrainOptions(
         train_images=data.images,
         train_annotations=data.annotations,
@@ -83,6 +85,7 @@ def make_options(data: SyntheticData, output: Path, recipe: Recipe | None = RECI
         precision="32-true",
         workers=0,
         checkpoint_every=2,
+        report=report,
     )
 
 

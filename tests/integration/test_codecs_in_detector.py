@@ -263,6 +263,7 @@ def trained(
         accelerator="cpu",
         precision="32-true",
         workers=0,
+        report=False,
     )
     return load_model(train(options)), read_coco(data.annotations, data.images)
 

@@ -183,7 +183,9 @@ def test_converts_a_backbone(
 
 def options(synthetic_data: SyntheticData, output: Path, **changes: Any) -> TrainOptions:
     images, annotations = synthetic_data.images, synthetic_data.annotations
-    return TrainOptions(None, images, annotations, images, annotations, output, **changes)
+    return TrainOptions(
+        None, images, annotations, images, annotations, output, report=False, **changes
+    )
 
 
 def test_training_starts_from_a_backbone_file(

@@ -105,7 +105,7 @@ def test_resumed_run_follows_its_plan(
         save(callback, trainer)  # type: ignore[arg-type]
         raise RuntimeError("stopped")
 
-    options = planned_options(synthetic_data, finished_run, tmp_path / "out", 0.5)
+    options = planned_options(synthetic_data, finished_run, tmp_path / "out", 0.2)
     monkeypatch.setattr(LastCheckpoint, "_save", save_and_fail)
     with pytest.raises(RuntimeError, match="stopped"):
         train(options)

@@ -27,13 +27,13 @@ def test_each_annotation_file_is_parsed_once(
     from meinst.training.train import train
 
     parsed: Counter[str] = Counter()
-    parse = coco_file._parse
+    parse = coco_file.load_lists
 
     def counted(path: Path) -> dict[str, Any]:
         parsed[path.name] += 1
         return parse(path)
 
-    monkeypatch.setattr(coco_file, "_parse", counted)
+    monkeypatch.setattr(coco_file, "load_lists", counted)
     validation = tmp_path / "val.json"
     shutil.copy(synthetic_data.annotations, validation)
     recipe = with_values({"schedule.iterations": 2, "schedule.validate_every": 1})

@@ -69,7 +69,7 @@ class FitArguments:
 
 def _source(path: Path) -> Path | CocoData:
     """A COCO file, which is streamed, or the training part of a data set."""
-    if path.is_file() and path.suffix.lower() not in (".yaml", ".yml"):
+    if not path.is_dir() and path.suffix.lower() not in (".yaml", ".yml"):
         return path
     from meinst.data.datasets.dataset import open_dataset
 

@@ -59,6 +59,8 @@ class TrainOptions:
             itself. By default the batch size divided by the number of devices.
         workers: processes per device that prepare images.
         checkpoint_every: updates between saves of the last checkpoint.
+        report: write report.html at the end, which shows why average precision is lost. It takes
+            as long as a validation.
     """
 
     data: Path | None = None
@@ -85,6 +87,7 @@ class TrainOptions:
     images_per_device: int | None = None
     workers: int = 1
     checkpoint_every: int = 200
+    report: bool = True
 
     def __post_init__(self) -> None:
         """Reject values that are out of range, and data given twice or not at all."""

@@ -208,6 +208,7 @@ def plan_training(
     given: bool = False,
     recrop: bool = True,
     patience: int | None = None,
+    report: bool = True,
 ) -> Plan:
     """Choose crops, batch and schedule for a time.
 
@@ -218,6 +219,7 @@ def plan_training(
         given: whether the recipe is the user's, of which all but the schedule is kept.
         recrop: whether crops and batch may be changed.
         patience: validations without improvement after which the run stops, if any.
+        report: whether a report follows, which predicts the validation images again.
 
     Raises:
         TooShortError: if the time does not suffice for :data:`MIN_UPDATES` and one validation.
@@ -225,9 +227,9 @@ def plan_training(
     recipe = timing.recipe
     candidates = _crops_and_batches(recipe) if recrop and not given else [recipe]
     validation = timing.validation_seconds(recipe) * figures.validation_images
-    finish = FINISH_SECONDS + validation  # the report predicts the validation images again
-    count = max(1, int(VALIDATION_SHARE * seconds / max(validation, 1e-6)))
-    count = min(count, MAX_VALIDATIONS * (1 if patience is None else 2))
+    finish = FINISH_SECONDS + (validation if report else 0.0)
+    most = MAX_VALIDATIONS * (1 if patience is None else 2)
+    count = min(most, max(1, int(VALIDATION_SHARE * seconds / max(validation, 1e-6))))
     left = seconds - finish - count * validation
     recipe = _choose_candidate(candidates, timing, left)
     step = timing.step_seconds(recipe)
@@ -235,15 +237,14 @@ def plan_training(
     if updates < MIN_UPDATES:
         needed = MIN_UPDATES * step + validation + finish
         raise TooShortError(needed, validation, figures.validation_images)
-    validate_every = max(1, math.ceil(updates / count))
     schedule = ScheduleOptions(
         iterations=updates,
         warmup_iterations=min(200, max(20, updates // 10)),
-        validate_every=validate_every,
+        validate_every=max(1, math.ceil(updates / count)),
     )
-    recipe = replace(recipe, schedule=schedule)
-    choices = _choices(figures, recipe, timing, given, validation)
-    return Plan(recipe, choices, step, validation, finish)
+    planned = replace(recipe, schedule=schedule)
+    choices = _choices(figures, planned, timing, given, validation)
+    return Plan(planned, choices, step, validation, finish)
 
 
 def _input_side(figures: DataFigures, base: Recipe) -> int:

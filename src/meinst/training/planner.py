@@ -130,6 +130,7 @@ def plan_run(
             given=given,
             recrop=options.images_per_device is None,
             patience=options.patience,
+            report=options.report,
         )
     except TooShortError as error:
         raise FileError(_too_short(options, error, started)) from error

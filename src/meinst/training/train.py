@@ -237,8 +237,9 @@ def _finish(options: TrainOptions, module: LitMEInst, trainer: L.Trainer) -> Pat
     curves, sheet = options.output / "curves.png", options.output / "overlays.jpg"
     _report(curves, lambda: draw_curves(read_logs(options.output / "logs"), curves))
     _report(sheet, lambda: draw_sheet(model, module.validation.data, sheet))
-    device = trainer.strategy.root_device
-    _report(options.output / REPORT, lambda: _diagnose(model.to(device), module, options))
+    if options.report:
+        device = trainer.strategy.root_device
+        _report(options.output / REPORT, lambda: _diagnose(model.to(device), module, options))
     log.info("model: %s", best_path)
     return best_path
 
