@@ -250,9 +250,9 @@ def plan_training(
 def _input_side(figures: DataFigures, base: Recipe) -> int:
     """Longer side of the network's input, a multiple of 32."""
     own = min(base.resize.longer_side, 512)
-    wanted = SMALL_STRIDES * base.model.strides[0] / max(figures.small, 1e-3)
+    needed = SMALL_STRIDES * base.model.strides[0] / max(figures.small, 1e-3)
     limit = min(MAX_SIDE, MAX_ENLARGED * figures.image_side)
-    return max(32, round(max(min(wanted, limit), min(own, limit)) / 32) * 32)
+    return max(32, round(max(min(needed, limit), min(own, limit)) / 32) * 32)
 
 
 def _pixels(recipe: Recipe) -> float:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from meinst.data.coco import CocoData
 from meinst.data.datasets.assemble import LabelledImage, assemble
 from meinst.data.datasets.parts import (
-    NOTHING,
+    NO_MATCH,
     WHOLE,
     DatasetError,
-    Found,
+    LayoutMatch,
     Part,
     ReadOptions,
     by_stem,
@@ -40,22 +40,22 @@ LabelPair = Callable[[str], "tuple[NDArray[Any], NDArray[Any], str]"]
 """Objects and classes ``(H, W)`` of an image by its name, and the file that holds them."""
 
 
-def find_voc(root: Path) -> Found:
+def find_voc(root: Path) -> LayoutMatch:
     """Find Pascal VOC's folders, in the folder itself or in ``VOCdevkit/VOC2012``."""
     for base in (root, *sorted(root.glob("VOC2*")), *sorted(root.glob("VOCdevkit/VOC2*"))):
         if (base / "SegmentationObject").is_dir():
             if not (base / "SegmentationClass").is_dir():
-                return Found(missing="SegmentationObject, but no SegmentationClass")
+                return LayoutMatch(missing="SegmentationObject, but no SegmentationClass")
             lists = sorted((base / "ImageSets" / "Segmentation").glob("*.txt"))
             images = base / "JPEGImages"
             labels = base / "SegmentationObject"
             names = [path.stem for path in list_images(labels)]
             read = partial(_read, images, base, _VOCLabels(base))
             return _parts(lists, names, labels, read)
-    return NOTHING
+    return NO_MATCH
 
 
-def find_sbd(root: Path) -> Found:
+def find_sbd(root: Path) -> LayoutMatch:
     """Find SBD's folders ``img``, ``inst`` and ``cls``, in the folder itself or in ``dataset``."""
     for base in (root, root / "dataset", root / "benchmark_RELEASE" / "dataset"):
         if (base / "inst").is_dir() and (base / "img").is_dir():
@@ -63,16 +63,16 @@ def find_sbd(root: Path) -> Found:
             lists = sorted(base.glob("*.txt"))
             read = partial(_read, base / "img", base, _SBDLabels(base))
             return _parts(lists, names, base / "inst", read)
-    return NOTHING
+    return NO_MATCH
 
 
 def _parts(
     lists: Sequence[Path], names: Sequence[str], source: Path, read: Callable[..., CocoData]
-) -> Found:
+) -> LayoutMatch:
     named = {part_name(path.stem): path for path in lists if path.stem in ("train", "val", "test")}
     if not named:
-        return Found({WHOLE: Part(source, partial(read, names, source))})
-    return Found(
+        return LayoutMatch({WHOLE: Part(source, partial(read, names, source))})
+    return LayoutMatch(
         {name: Part(path, partial(_read_list, path, read)) for name, path in named.items() if name}
     )
 

@@ -14,13 +14,13 @@ from meinst.data.annotations.coco_file import check_document, load_lists
 from meinst.data.coco import CocoData, read_document
 from meinst.data.datasets.image_folder import find_image_folder
 from meinst.data.datasets.json_files import contains_key
-from meinst.data.datasets.parts import NOTHING, Found, Part, ReadOptions, name_parts
+from meinst.data.datasets.parts import NO_MATCH, LayoutMatch, Part, ReadOptions, name_parts
 
 _KEYS = ("images", "annotations", "categories")
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> LayoutMatch:
     """Find COCO annotation files in the folder, its folders, and their ``annotations``."""
     files = [
         path
@@ -30,9 +30,9 @@ def find(root: Path) -> Found:
     ]
     files = [path for path in files if not path.name.startswith(_OTHER_TASKS)] or files
     if not files:
-        return NOTHING
+        return NO_MATCH
     named = name_parts(files, root)
-    return Found({name: part(path) for name, path in named.items()})
+    return LayoutMatch({name: part(path) for name, path in named.items()})
 
 
 def is_coco(path: Path) -> bool:

@@ -89,12 +89,12 @@ def check_same_classes(train: CocoData, val: CocoData) -> None:
         DatasetError: if their classes have different names, or a class has objects in the
             validation part but none in the training part.
     """
-    ours, theirs = set(train.class_names), set(val.class_names)
-    if ours != theirs:
+    train_names, val_names = set(train.class_names), set(val.class_names)
+    if train_names != val_names:
         raise DatasetError(
             f"{val.annotations}: its classes ({first_few(list(val.class_names))}) are not those of "
             f"{train.annotations} ({first_few(list(train.class_names))}); only one of them has "
-            f"{first_few(sorted(ours ^ theirs))}. Give both parts the same classes."
+            f"{first_few(sorted(train_names ^ val_names))}. Give both parts the same classes."
         )
     known, measured = (
         {part.class_names[i] for each in part.instances for i in each.labels[~each.crowd]}

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from meinst.data.coco import CocoData
 from meinst.data.datasets.assemble import LabelledImage, assemble
 from meinst.data.datasets.parts import (
-    NOTHING,
+    NO_MATCH,
     DatasetError,
-    Found,
+    LayoutMatch,
     Part,
     ReadOptions,
     by_stem,
@@ -39,15 +39,15 @@ _SUFFIX = re.compile(r"_(cp_)?(masks?|labels?)$", re.IGNORECASE)
 _IMAGE_SUFFIX = re.compile(r"_(img|image|raw)$", re.IGNORECASE)
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> LayoutMatch:
     """Find folders of images with their label images, in the folder and one level below."""
     sources = [path for path in (root, *_folders(root)) if _pairs_in(path) is not None]
     if not sources:
-        return NOTHING
+        return NO_MATCH
     if sources[0] == root:
         sources = [root]
     named = name_parts(sources, root)
-    return Found({name: Part(path, partial(_read, path)) for name, path in named.items()})
+    return LayoutMatch({name: Part(path, partial(_read, path)) for name, path in named.items()})
 
 
 def _read(folder: Path, options: ReadOptions) -> CocoData:

@@ -18,9 +18,9 @@ from PIL import Image
 from meinst.data.coco import CocoData, Finding
 from meinst.data.datasets.assemble import LabelledImage, assemble
 from meinst.data.datasets.parts import (
-    NOTHING,
+    NO_MATCH,
     DatasetError,
-    Found,
+    LayoutMatch,
     Part,
     ReadOptions,
     list_files,
@@ -38,11 +38,11 @@ CIRCLE = "label file with circles, which are used as outlines"
 GROUPED = "label file with shapes of the same group_id, which are parts of one object"
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> LayoutMatch:
     """Find folders with JSON files of labelme, the folder itself or folders named after parts."""
     files = _label_files(root)
     if not files:
-        return NOTHING
+        return NO_MATCH
     folders = sorted(
         path for path in root.iterdir() if path.is_dir() and part_name(path.name) is not None
     )
@@ -50,7 +50,9 @@ def find(root: Path) -> Found:
     parts = [folder for folder in folders if any(path.is_relative_to(folder) for path in files)]
     sources = parts if parts and len(inside) == len(files) else [root]
     named = name_parts(sources, root)
-    return Found({name: Part(path, partial(_read, path, root)) for name, path in named.items()})
+    return LayoutMatch(
+        {name: Part(path, partial(_read, path, root)) for name, path in named.items()}
+    )
 
 
 def is_labelme(path: Path) -> bool:

@@ -14,7 +14,7 @@ from meinst.data.datasets import (
     panoptic,
     yolo,
 )
-from meinst.data.datasets.parts import DatasetError, Found
+from meinst.data.datasets.parts import DatasetError, LayoutMatch
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Layout:
 
     name: str
     looks_for: str
-    find: Callable[[Path], Found]
+    find: Callable[[Path], LayoutMatch]
 
 
 LAYOUTS = (
@@ -56,7 +56,7 @@ LAYOUTS = (
 )
 
 
-def find_layout(path: Path) -> tuple[str, Found]:
+def find_layout(path: Path) -> tuple[str, LayoutMatch]:
     """Find the layout of a data set, and its parts.
 
     Args:
@@ -74,7 +74,7 @@ def find_layout(path: Path) -> tuple[str, Found]:
     if path.is_file():
         return _of_file(path)
     near: list[str] = []
-    matches: list[tuple[str, Found]] = []
+    matches: list[tuple[str, LayoutMatch]] = []
     for layout in LAYOUTS:
         found = layout.find(path)
         if found.parts:
@@ -93,22 +93,22 @@ def find_layout(path: Path) -> tuple[str, Found]:
     raise DatasetError(f"{path} has none of the known layouts{nearest}. Looked for {looked}.")
 
 
-def _places(found: Found, root: Path) -> str:
+def _places(found: LayoutMatch, root: Path) -> str:
     return ", ".join(str(part.source.relative_to(root)) for part in found.parts.values())
 
 
-def _of_file(path: Path) -> tuple[str, Found]:
+def _of_file(path: Path) -> tuple[str, LayoutMatch]:
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml"):
         return "YOLO", yolo.find_described(path)
     if suffix == ".json":
         if panoptic.is_panoptic(path):
-            return "COCO panoptic", Found({"all": panoptic.part(path)})
+            return "COCO panoptic", LayoutMatch({"all": panoptic.part(path)})
         if labelme.is_labelme(path):
             raise DatasetError(
                 f"{path} is the labelme file of one image; give the folder of all of them."
             )
-        return "COCO JSON", Found({"all": coco_files.part(path)})
+        return "COCO JSON", LayoutMatch({"all": coco_files.part(path)})
     raise DatasetError(
         f"{path} is no data set: give a folder, a data.yaml or a COCO annotation file (.json)."
     )

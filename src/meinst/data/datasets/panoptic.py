@@ -16,9 +16,9 @@ from meinst.data.datasets.assemble import LabelledImage, assemble
 from meinst.data.datasets.image_folder import find_image_folder
 from meinst.data.datasets.json_files import contains_key
 from meinst.data.datasets.parts import (
-    NOTHING,
+    NO_MATCH,
     DatasetError,
-    Found,
+    LayoutMatch,
     Part,
     ReadOptions,
     name_parts,
@@ -38,7 +38,7 @@ _ENTRIES: dict[str, dict[str, type]] = {
 _SEGMENT: dict[str, type] = {"id": int, "category_id": int}
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> LayoutMatch:
     """Find panoptic JSON files, in the folder itself and in ``annotations``."""
     files = [
         path
@@ -47,9 +47,9 @@ def find(root: Path) -> Found:
         if is_panoptic(path)
     ]
     if not files:
-        return NOTHING
+        return NO_MATCH
     named = name_parts(files, root)
-    return Found({name: part(path) for name, path in named.items()})
+    return LayoutMatch({name: part(path) for name, path in named.items()})
 
 
 def is_panoptic(path: Path) -> bool:

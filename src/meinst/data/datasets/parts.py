@@ -59,7 +59,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Found:
+class LayoutMatch:
     """What a layout found in a folder.
 
     Attributes:
@@ -71,7 +71,7 @@ class Found:
     missing: str = ""
 
 
-NOTHING = Found()
+NO_MATCH = LayoutMatch()
 
 
 def part_name(text: str) -> str | None:

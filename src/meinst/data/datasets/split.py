@@ -76,19 +76,19 @@ def _objects(data: CocoData, groups: Sequence[Sequence[int]]) -> NDArray[np.int6
 
 
 def _draw(
-    groups: Sequence[Sequence[int]], objects: NDArray[np.int64], wanted: int, seed: int
+    groups: Sequence[Sequence[int]], objects: NDArray[np.int64], count: int, seed: int
 ) -> list[int]:
-    """Draw groups until there are ``wanted`` images, without the last object of any class."""
+    """Draw groups until there are ``count`` images, without the last object of any class."""
     left = objects.sum(axis=0)  # in the training part
     chosen: list[int] = []
     for number in np.random.default_rng(seed).permutation(len(groups)).tolist():
         last = (objects[number] > 0) & (left == objects[number])
-        too_many = bool(chosen) and len(chosen) + len(groups[number]) > wanted
+        too_many = bool(chosen) and len(chosen) + len(groups[number]) > count
         if too_many or last.any():
             continue
         chosen += groups[number]
         left = left - objects[number]
-        if len(chosen) >= wanted:
+        if len(chosen) >= count:
             break
     return chosen
 

@@ -18,13 +18,13 @@ from meinst.data.coco import CocoData
 from meinst.data.datasets.assemble import LabelledImage, assemble
 from meinst.data.datasets.image_sizes import UNREADABLE, image_sizes
 from meinst.data.datasets.parts import (
-    NOTHING,
+    NO_MATCH,
     TEST,
     TRAIN,
     VAL,
     WHOLE,
     DatasetError,
-    Found,
+    LayoutMatch,
     Part,
     ReadOptions,
     by_stem,
@@ -45,7 +45,7 @@ BOX_ONLY = "label file with boxes, which have no outline"
 NO_LABEL_FILE = "image without a label file, used as one without objects"
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> LayoutMatch:
     """Find the parts of a YOLO data set: ``data.yaml``, or a file of class names and ``labels``."""
     files = sorted(path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml"))
     described = [path for path in files if _is_description(path)]
@@ -58,16 +58,16 @@ def find(root: Path) -> Found:
     labels = root / "labels"
     if names_file is None:
         missing = "labels/*.txt, but no data.yaml" if _has_labels(labels) else ""
-        return Found(missing=missing)
+        return LayoutMatch(missing=missing)
     if not labels.is_dir():
-        return NOTHING
+        return NO_MATCH
     classes = [line.strip() for line in _read_text(names_file).splitlines() if line.strip()]
     folders = sorted(path for path in (root / "images").glob("*/") if part_name(path.name))
     sources = name_parts(folders, root) if folders else {WHOLE: root / "images"}
-    return Found({name: _part([images], classes, root) for name, images in sources.items()})
+    return LayoutMatch({name: _part([images], classes, root) for name, images in sources.items()})
 
 
-def find_described(path: Path) -> Found:
+def find_described(path: Path) -> LayoutMatch:
     """Find the parts that a ``data.yaml`` describes.
 
     Raises:
@@ -85,7 +85,7 @@ def find_described(path: Path) -> Found:
             parts[part] = _part(sources, names, path)
     if not parts:
         raise DatasetError(f"{path} names no images: give train, val or test; see `meinst data`.")
-    return Found(parts)
+    return LayoutMatch(parts)
 
 
 def _part(sources: list[Path], names: Sequence[str], description: Path) -> Part:
