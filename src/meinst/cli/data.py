@@ -23,7 +23,7 @@ examples:
 `meinst data COMMAND --help` lists the options of a command.
 
 A data set is a folder, a YOLO description (data.yaml) or a COCO annotation file. Its layout is
-found out: COCO JSON (also of LVIS, Roboflow, CVAT and Label Studio), COCO panoptic, YOLO
+detected: COCO JSON (also of LVIS, Roboflow, CVAT and Label Studio), COCO panoptic, YOLO
 segmentation, labelme, Pascal VOC, SBD, or label images as of Cellpose and StarDist."""
 
 

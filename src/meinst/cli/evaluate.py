@@ -54,11 +54,11 @@ class EvaluateArguments:
     Attributes:
         model: a shipped model's name (see meinst models), a model file or an exported folder.
         data: a data set: a folder, a YOLO description (data.yaml) or a COCO annotation file. Its
-            layout is found out; see `meinst data`.
+            layout is detected; see `meinst data`.
         part: which part of the data set to measure on: train, val, test, or all if it is not
             divided; by default val, or else test.
-        images: folder of the images; by default as DATA tells.
-        annotations: COCO annotations (JSON) of the images; by default as DATA tells.
+        images: folder of the images; by default, that of DATA.
+        annotations: COCO annotations (JSON) of the images; by default, those of DATA.
         output: file for the figures (JSON); by default they are only printed.
         report: folder for report.html, which shows why average precision is lost (kinds of errors
             and what each costs, plots, the worst pictures, suspicious labels), and report.json; by

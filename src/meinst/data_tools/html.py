@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from meinst.data.coco import CocoData
@@ -18,6 +16,7 @@ from meinst.data.shapes import Bitmap, Instances
 from meinst.data.writers.masks import pixels
 from meinst.data_tools.inspect import STRIDE, Inspection
 from meinst.files import write_atomically
+from meinst.html_page import render_page
 from meinst.ops.draw import PALETTE, blend_masks
 
 _TEMPLATE = "report.html.j2"
@@ -39,18 +38,16 @@ def write_report(
     Raises:
         OSError: if the file cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("meinst.data_tools", ""), autoescape=True, undefined=StrictUndefined
-    )
-    page = environment.get_template(_TEMPLATE).render(
+    page = render_page(
+        "meinst.data_tools",
+        _TEMPLATE,
         title=title,
         found=inspection,
         classes=_class_rows(inspection),
         pictures={name: list(_pictures(data)) for name, data in parts.items()},
         stride=STRIDE,
-        version=version("meinst"),
     )
-    write_atomically(path, page.encode())
+    write_atomically(path, page)
 
 
 def _class_rows(inspection: Inspection) -> list[tuple[str, dict[str, int], float]]:

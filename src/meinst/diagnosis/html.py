@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from meinst.diagnosis import plots
 from meinst.diagnosis.colors import hex_color
@@ -18,6 +14,7 @@ from meinst.diagnosis.diagnose import Diagnosis
 from meinst.diagnosis.gallery import Gallery
 from meinst.diagnosis.kinds import ERRORS, Kind
 from meinst.files import write_atomically
+from meinst.html_page import EmbeddedPicture, render_page
 
 REPORT, FIGURES = "report.html", "report.json"
 _TEMPLATE = "report.html.j2"
@@ -66,18 +63,6 @@ MEANINGS: dict[Kind, tuple[str, str]] = {
 """What each kind of error is, and what often helps."""
 
 
-@dataclass(frozen=True)
-class _Plot:
-    """A PNG file for the template: its alternative text and its bytes in base64."""
-
-    alt: str
-    base64: str
-
-    @classmethod
-    def from_png(cls, png: bytes, alt: str) -> _Plot:
-        return cls(alt, base64.b64encode(png).decode("ascii"))
-
-
 def write_report(diagnosis: Diagnosis, folder: str | Path, *, title: str = "model") -> Path:
     """Write ``report.html``, which contains all plots and pictures, and ``report.json``.
 
@@ -95,11 +80,10 @@ def write_report(diagnosis: Diagnosis, folder: str | Path, *, title: str = "mode
     """
     check_plots()
     folder = Path(folder)
-    environment = Environment(
-        loader=PackageLoader("meinst.diagnosis", ""), autoescape=True, undefined=StrictUndefined
-    )
     gallery = Gallery(diagnosis)
-    page = environment.get_template(_TEMPLATE).render(
+    page = render_page(
+        "meinst.diagnosis",
+        _TEMPLATE,
         title=title,
         diagnosis=diagnosis,
         metrics=diagnosis.metrics,
@@ -114,12 +98,11 @@ def write_report(diagnosis: Diagnosis, folder: str | Path, *, title: str = "mode
         contradicted=gallery.contradicted(_SUSPECTS),
         unseen=gallery.unseen(_SUSPECTS),
         unseen_total=int((~diagnosis.assignments.touched & ~diagnosis.assignments.crowd).sum()),
-        version=version("meinst"),
     )
     content = {"model": title, **diagnosis.to_dict()}
     write_atomically(folder / FIGURES, json.dumps(content, indent=2, allow_nan=False).encode())
     path = folder / REPORT
-    write_atomically(path, page.encode())
+    write_atomically(path, page)
     return path
 
 
@@ -137,7 +120,7 @@ def check_plots() -> None:
         ) from error
 
 
-def _plots(diagnosis: Diagnosis) -> dict[str, _Plot]:
+def _plots(diagnosis: Diagnosis) -> dict[str, EmbeddedPicture]:
     drawn = {
         "losses": (plots.loss_plot, "What each kind of error costs"),
         "curves": (plots.precision_recall_plot, "Precision-recall curves"),
@@ -145,7 +128,9 @@ def _plots(diagnosis: Diagnosis) -> dict[str, _Plot]:
         "outlines": (plots.outline_plot, "Distributions of IoU"),
         "confusion": (plots.confusion_plot, "Confusion matrix"),
     }
-    return {name: _Plot.from_png(draw(diagnosis), alt) for name, (draw, alt) in drawn.items()}
+    return {
+        name: EmbeddedPicture.from_png(draw(diagnosis), alt) for name, (draw, alt) in drawn.items()
+    }
 
 
 def _worst_first(diagnosis: Diagnosis) -> list[Any]:

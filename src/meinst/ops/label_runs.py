@@ -8,6 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def colour_numbers(colours: NDArray[Any]) -> NDArray[np.int64]:
+    """Colours ``(..., 3)`` as numbers ``(...)``: red + 256 green + 65,536 blue; black is 0."""
+    numbers: NDArray[np.int64] = colours[..., :3].astype(np.int64) @ np.array([1, 256, 65536])
+    return numbers
+
+
 def label_counts(
     labels: NDArray[Any], background: int = 0
 ) -> tuple[NDArray[Any], list[NDArray[np.int64]]]:

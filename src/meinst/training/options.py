@@ -18,14 +18,14 @@ class TrainOptions:
 
     Attributes:
         data: a data set: a folder, a YOLO description (data.yaml) or a COCO annotation file. Its
-            layout is found out; see `meinst data`. Without a validation part, a fifth of the images
+            layout is detected; see `meinst data`. Without a validation part, a fifth of the images
             becomes one, which split.json in the output folder lists.
-        train_images: folder of the training images; by default as ``data`` tells.
-        train_annotations: COCO annotations (JSON) of the training images; by default as ``data``
-            tells.
-        val_images: folder of the validation images; by default as ``data`` tells.
-        val_annotations: COCO annotations (JSON) of the validation images; by default as ``data``
-            tells.
+        train_images: folder of the training images; by default, that of ``data``.
+        train_annotations: COCO annotations (JSON) of the training images; by default,
+            those of ``data``.
+        val_images: folder of the validation images; by default, that of ``data``.
+        val_annotations: COCO annotations (JSON) of the validation images; by default,
+            those of ``data``.
         output: folder for the model, checkpoints, logs and plots.
         recipe: how to train; by default the recipe of ``init``, or ``default``. With ``resume``,
             by default the run's own.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from meinst.codec_tools.evaluate import CodecScores, ShapeScores
@@ -21,6 +18,7 @@ from meinst.codec_tools.report.sheet import codec_sheet, describe
 from meinst.codecs import Codec
 from meinst.data.coco import CocoData
 from meinst.files import write_atomically
+from meinst.html_page import EmbeddedPicture, render_page
 
 REPORT = "report.html"
 _TEMPLATE = "report.html.j2"
@@ -28,18 +26,6 @@ _PAIRS = 12
 _WORST = 20
 _THUMBNAIL = 88  # pixels
 _GAP = 6  # pixels between two thumbnails
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A PNG file for the template: its alternative text and its bytes in base64."""
-
-    alt: str
-    base64: str
-
-    @classmethod
-    def from_png(cls, png: bytes, alt: str) -> _Picture:
-        return cls(alt, base64.b64encode(png).decode("ascii"))
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,7 @@ class _Instance:
     """A row of the table of instances."""
 
     pair: Pair
-    thumbnails: _Picture
+    thumbnails: EmbeddedPicture
     boundary_iou: float
     image_id: int
     file: str
@@ -80,29 +66,27 @@ def write_report(
         OSError: if the file cannot be written.
         ValueError: if the scores are of other data.
     """
-    environment = Environment(
-        loader=PackageLoader("meinst.codec_tools.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
     title, options = describe(codec)
     pairs = find_pairs(scores, codec, data, spread(scores.iou, _PAIRS))
-    page = environment.get_template(_TEMPLATE).render(
+    page = render_page(
+        "meinst.codec_tools.report",
+        _TEMPLATE,
         title=title,
         options=options,
         scores=scores,
         by_size=list(_sizes(scores)),
         by_category=_worst_first(scores),
-        histogram=_Picture.from_png(iou_histogram(scores.iou), "Histogram of the instances' IoU"),
-        sheet=_Picture.from_png(
+        histogram=EmbeddedPicture.from_png(
+            iou_histogram(scores.iou), "Histogram of the instances' IoU"
+        ),
+        sheet=EmbeddedPicture.from_png(
             codec_sheet(codec, pairs, scores.iou), "Components, curves, decoded masks"
         ),
         worst=list(_worst(scores, codec, data)),
         configuration=json.dumps(scores.codec, ensure_ascii=False),
-        version=version("meinst"),
     )
     path = folder / REPORT
-    write_atomically(path, page.encode())
+    write_atomically(path, page)
     return path
 
 
@@ -138,7 +122,7 @@ def _worst(
         )
 
 
-def _thumbnails(pair: Pair) -> _Picture:
+def _thumbnails(pair: Pair) -> EmbeddedPicture:
     """Original and decoded mask side by side; enlarged masks show their pixels."""
     pictures = pair.pictures()
     height, width = pictures[0].shape[:2]
@@ -151,6 +135,6 @@ def _thumbnails(pair: Pair) -> _Picture:
         strip.paste(resized, (index * (size[0] + _GAP), 0))
     buffer = io.BytesIO()
     strip.save(buffer, format="PNG")
-    return _Picture.from_png(
+    return EmbeddedPicture.from_png(
         buffer.getvalue(), f"Annotation {pair.annotation_id} before and after encoding"
     )

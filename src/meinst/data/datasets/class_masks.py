@@ -22,10 +22,10 @@ from meinst.data.datasets.parts import (
     by_stem,
     list_images,
     part_name,
+    read_label_file,
     reject_unpaired,
 )
-from meinst.data.images import ImageError, read_labels
-from meinst.ops.label_runs import label_counts
+from meinst.ops.label_runs import colour_numbers, label_counts
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -35,9 +35,6 @@ VOC_CLASSES = (
 
 _BORDER = 255  # pixels between objects, of no class
 _LABEL_MAP = "labelmap.txt"  # CVAT's: name:r,g,b:parts:actions
-
-LabelPair = Callable[[str], "tuple[NDArray[Any], NDArray[Any], str]"]
-"""Objects and classes ``(H, W)`` of an image by its name, and the file that holds them."""
 
 
 def find_voc(root: Path) -> LayoutMatch:
@@ -56,7 +53,7 @@ def find_voc(root: Path) -> LayoutMatch:
 
 
 def find_sbd(root: Path) -> LayoutMatch:
-    """Find SBD's folders ``img``, ``inst`` and ``cls``, in the folder itself or in ``dataset``."""
+    """Find SBD's folders ``img`` and ``inst``, in the folder itself or in ``dataset``."""
     for base in (root, root / "dataset", root / "benchmark_RELEASE" / "dataset"):
         if (base / "inst").is_dir() and (base / "img").is_dir():
             names = sorted(path.stem for path in (base / "inst").glob("*.mat"))
@@ -112,27 +109,37 @@ def _labelled(
         numbers, counts = label_counts(objects)
         kept = [i for i, number in enumerate(numbers) if number != labels.border]
         masks = [{"size": [height, width], "counts": counts[i]} for i in kept]
-        found = [_class_of(objects, classes, numbers[i], labels, file) for i in kept]
+        values = _commonest_classes(objects, classes, numbers)[kept].tolist()
+        for number, value in zip(numbers[kept].tolist(), values, strict=True):
+            if not 1 <= value <= len(labels.class_names):
+                raise DatasetError(
+                    f"{file}: object {number} has class {value}, classes are 1 to "
+                    f"{len(labels.class_names)}; correct the class image, or name the classes in "
+                    f"{_LABEL_MAP}."
+                )
+        found = [value - 1 for value in values]
         yield LabelledImage(paths[name], width, height, found, masks, file)
 
 
-def _class_of(
-    objects: NDArray[Any],
-    classes: NDArray[Any],
-    number: int,
-    labels: _VOCLabels | _SBDLabels,
-    file: str,
-) -> int:
-    """The class of an object: that of most of its pixels."""
-    values, counts = np.unique(classes[objects == number], return_counts=True)
-    value = int(values[counts.argmax()])
-    if not 1 <= value <= len(labels.class_names):
-        raise DatasetError(
-            f"{file}: object {number} has class {value}, classes are 1 to "
-            f"{len(labels.class_names)}; correct the class image, or name the classes in "
-            f"{_LABEL_MAP}."
-        )
-    return value - 1
+def _commonest_classes(
+    objects: NDArray[Any], classes: NDArray[Any], numbers: NDArray[Any]
+) -> NDArray[np.int64]:
+    """The class of most pixels of each object, the lowest of several.
+
+    Args:
+        objects: ``(H, W)`` numbers of objects.
+        classes: ``(H, W)``.
+        numbers: ``(N,)`` the objects, ascending, without the background 0.
+    """
+    inside = objects != 0
+    rows = np.searchsorted(numbers, objects[inside])
+    pairs, counts = np.unique(
+        np.stack((rows, classes[inside].astype(np.int64))), axis=1, return_counts=True
+    )
+    order = np.lexsort((pairs[1], -counts, pairs[0]))  # by object, then from the commonest on
+    _, first = np.unique(pairs[0][order], return_index=True)
+    commonest: NDArray[np.int64] = pairs[1][order][first]
+    return commonest
 
 
 class _VOCLabels:
@@ -157,18 +164,15 @@ class _VOCLabels:
                     f"{class_path} holds colours, not classes; add {_LABEL_MAP} (name:r,g,b), or "
                     "save it with a palette."
                 )
-            classes = self._by_colour(_as_number(classes), class_path)
+            classes = self._by_colour(colour_numbers(classes), class_path)
         if objects.ndim == 3:
-            objects = _as_number(objects)
-            objects = np.where(objects == _as_number(np.full((1, 1, 3), 224)), 0, objects)
+            objects = colour_numbers(objects)
+            objects = np.where(objects == colour_numbers(np.full((1, 1, 3), 224)), 0, objects)
         return objects, classes, path.name
 
     def _values(self, folder: str, name: str) -> tuple[NDArray[Any], Path]:
         path = self.base / folder / f"{name}.png"
-        try:
-            return read_labels(path), path
-        except ImageError as error:
-            raise DatasetError(str(error)) from error
+        return read_label_file(path), path
 
     def _by_colour(self, colours: NDArray[np.int64], path: Path) -> NDArray[np.int64]:
         assert self.colours is not None
@@ -210,12 +214,6 @@ class _SBDLabels:
             raise DatasetError(f"{path} cannot be read ({reason}); restore it.") from error
 
 
-def _as_number(colours: NDArray[Any]) -> NDArray[np.int64]:
-    """Colours ``(H, W, 3)`` as numbers ``(H, W)``; black is 0."""
-    numbers: NDArray[np.int64] = colours[..., :3].astype(np.int64) @ np.array([1, 256, 65536])
-    return numbers
-
-
 def _read_label_map(path: Path) -> tuple[list[str], dict[int, int]]:
     """Class names, and classes by colour; the background has the class 0."""
     names: list[str] = []
@@ -230,7 +228,7 @@ def _read_label_map(path: Path) -> tuple[list[str], dict[int, int]]:
             raise DatasetError(
                 f"{path}, line {number}: {text!r} is not name:r,g,b; correct the line."
             )
-        colour = int(_as_number(np.array([int(value) for value in values])))
+        colour = int(colour_numbers(np.array([int(value) for value in values])))
         if name == "background":
             colours[colour] = 0
             continue

@@ -26,12 +26,14 @@ from meinst.data.datasets.parts import (
     by_stem,
     list_images,
     name_parts,
+    read_label_file,
     reject_unpaired,
 )
-from meinst.data.images import ImageError, read_labels
 from meinst.ops.label_runs import label_counts
 
 CLASS_NAME = "object"
+
+_BINARY = "label image with the single value 255; if it is a binary mask, number its objects"
 
 _IMAGE_FOLDERS = ("images", "image", "img", "imgs", "raw")
 _MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations")
@@ -80,14 +82,8 @@ def _labelled(pairs: Sequence[tuple[Path, Path]]) -> Iterator[LabelledImage]:
         yield LabelledImage(image, width, height, [0] * len(masks), masks, path.name, notes=notes)
 
 
-_BINARY = "label image with the single value 255; if it is a binary mask, number its objects"
-
-
 def _read_label_image(path: Path) -> NDArray[Any]:
-    try:
-        values = read_labels(path)
-    except ImageError as error:
-        raise DatasetError(str(error)) from error
+    values = read_label_file(path)
     if values.ndim != 2:
         raise DatasetError(
             f"{path} has {values.shape[-1]} channels, a label image has one; save the number "

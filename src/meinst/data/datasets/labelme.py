@@ -67,15 +67,16 @@ def _read(folder: Path, root: Path, options: ReadOptions) -> CocoData:
     # Names of all parts, so that their labels agree.
     names = sorted({shape["label"] for content in files.values() for shape in content["shapes"]})
     files = {path: content for path, content in files.items() if path.is_relative_to(folder)}
-    pictures = list_images(folder)
+    pictures = {path.with_suffix(""): path for path in reversed(list_images(folder))}
     images = {path: _image_of(path, content, pictures) for path, content in files.items()}
     missing = [path.name for path, image in images.items() if not image.is_file()]
     reject_unpaired(
         folder, missing, "label files whose image does not exist", "put the images beside them."
     )
     used = {image.resolve() for image in images.values()}
-    unlabelled = sum(path.resolve() not in used for path in pictures)
-    labelled = (_labelled(path, content, images[path], names) for path, content in files.items())
+    unlabelled = sum(path.resolve() not in used for path in list_images(folder))
+    index = {name: label for label, name in enumerate(names)}
+    labelled = (_labelled(path, content, images[path], index) for path, content in files.items())
     data = assemble(labelled, names, folder, options)
     if not unlabelled:
         return data
@@ -87,7 +88,7 @@ def _labelled(
     path: Path,
     content: Mapping[str, Any],
     image: Path,
-    names: Sequence[str],
+    index: Mapping[str, int],
 ) -> LabelledImage:
     size: Any = content.get("imageWidth"), content.get("imageHeight")
     if not all(type(side) is int and side > 0 for side in size):
@@ -98,8 +99,8 @@ def _labelled(
     width, height = size
     notes: list[str] = []
     labels, masks = _objects(content["shapes"], width, height, path, notes)
-    index = [names.index(label) for label in labels]
-    return LabelledImage(image, width, height, index, masks, path.name, notes=notes)
+    found = [index[label] for label in labels]
+    return LabelledImage(image, width, height, found, masks, path.name, notes=notes)
 
 
 def _objects(
@@ -200,11 +201,10 @@ def _is_shape(shape: Any) -> bool:
     )
 
 
-def _image_of(path: Path, content: Mapping[str, Any], pictures: Sequence[Path]) -> Path:
+def _image_of(path: Path, content: Mapping[str, Any], pictures: Mapping[Path, Path]) -> Path:
     """The image of a label file: the one it names, or else the one of the same name beside it."""
     name = str(content.get("imagePath") or "").replace("\\", "/")
     for candidate in (path.parent / name, path.parent / name.rpartition("/")[2]):
         if name and candidate.is_file():
             return candidate
-    same = path.with_suffix("")
-    return next((image for image in pictures if image.with_suffix("") == same), path.parent / name)
+    return pictures.get(path.with_suffix(""), path.parent / name)

@@ -14,7 +14,7 @@ from meinst.data.datasets import (
     panoptic,
     yolo,
 )
-from meinst.data.datasets.parts import DatasetError, LayoutMatch
+from meinst.data.datasets.parts import WHOLE, DatasetError, LayoutMatch
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ def _of_file(path: Path) -> tuple[str, LayoutMatch]:
         return "YOLO", yolo.find_described(path)
     if suffix == ".json":
         if panoptic.is_panoptic(path):
-            return "COCO panoptic", LayoutMatch({"all": panoptic.part(path)})
+            return "COCO panoptic", LayoutMatch({WHOLE: panoptic.part(path)})
         if labelme.is_labelme(path):
             raise DatasetError(
                 f"{path} is the labelme file of one image; give the folder of all of them."
             )
-        return "COCO JSON", LayoutMatch({"all": coco_files.part(path)})
+        return "COCO JSON", LayoutMatch({WHOLE: coco_files.part(path)})
     raise DatasetError(
         f"{path} is no data set: give a folder, a data.yaml or a COCO annotation file (.json)."
     )

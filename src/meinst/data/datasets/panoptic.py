@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from meinst.data.annotations.coco_file import load_lists
 from meinst.data.annotations.file_names import leads_outside
 from meinst.data.coco import CocoData
@@ -22,13 +20,12 @@ from meinst.data.datasets.parts import (
     Part,
     ReadOptions,
     name_parts,
+    read_label_file,
     reject_unpaired,
 )
-from meinst.data.images import ImageError, read_labels
-from meinst.ops.label_runs import label_counts
+from meinst.ops.label_runs import colour_numbers, label_counts
 
 _STUFF = "image with segments of classes without instances (stuff), which are not used"
-
 
 _ENTRIES: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
@@ -142,14 +139,11 @@ def _labelled(
 
 def _segments(path: Path, entry: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
     """Number and run lengths of each segment of a label image."""
-    try:
-        colours = read_labels(path)
-    except ImageError as error:
-        raise DatasetError(str(error)) from error
+    colours = read_label_file(path)
     if colours.ndim != 3 or colours.shape[:2] != (entry["height"], entry["width"]):
         raise DatasetError(
             f"{path} has the shape {colours.shape}, not ({entry['height']}, {entry['width']}, 3); "
             "use the label image of this annotation."
         )
-    numbers, counts = label_counts(colours[..., :3].astype(np.int64) @ np.array([1, 256, 65536]))
+    numbers, counts = label_counts(colour_numbers(colours))
     return zip(numbers.tolist(), counts, strict=True)

@@ -7,8 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from meinst.data.coco import CocoData
+from meinst.data.images import ImageError, read_labels
 from meinst.images.search import IMAGE_SUFFIXES
 from meinst.options import FileError, first_few
 
@@ -141,6 +145,18 @@ def by_stem(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
             )
         found[stem] = path
     return found
+
+
+def read_label_file(path: Path) -> NDArray[Any]:
+    """The values of a label image; see :func:`meinst.data.images.read_labels`.
+
+    Raises:
+        DatasetError: if it cannot be read.
+    """
+    try:
+        return read_labels(path)
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
 
 
 def reject_unpaired(folder: Path, unpaired: Sequence[str], what: str, remedy: str) -> None:

@@ -14,8 +14,8 @@ def sample(data: CocoData, count: int, *, seed: int = 0) -> list[int]:
     """Choose images, as indices in ascending order.
 
     For each place, the best of some images drawn at random is taken: the one after which the shares
-    of the classes are closest to those of all images. The first images are those that keep every
-    class.
+    of the classes are closest to those of all images. Images of a class that the
+    sample lacks come first.
 
     Args:
         data: the data set.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meinst.data.ground_truth import segmentation
 from meinst.data.shapes import Bitmap, Shape
 from meinst.ops.outlines import mask_to_polygons
 
@@ -43,12 +44,10 @@ def pixels(shape: Shape, height: int, width: int) -> NDArray[np.bool_]:
 
 def coco_segmentation(shape: Shape) -> Any:
     """Polygons as a list, run lengths as COCO's compressed RLE."""
+    mask = segmentation(shape)
     if not isinstance(shape, Bitmap):
-        return [part.tolist() for part in shape]
+        return mask
     from pycocotools import mask as coco_mask
 
-    height, width = shape.image_size
-    runs = coco_mask.frPyObjects(
-        {"size": [height, width], "counts": shape.image_counts()}, height, width
-    )
-    return {"size": [height, width], "counts": runs["counts"].decode("ascii")}
+    runs = coco_mask.frPyObjects(mask, *shape.image_size)
+    return {**mask, "counts": runs["counts"].decode("ascii")}
