@@ -447,6 +447,7 @@ def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     images.append("f.png")
     annotations[1]["id"] = annotations[2]["id"] = annotations[0]["id"]
     del annotations[3]["category_id"], annotations[4]["category_id"]
+    annotations[5]["category_id"] = 2
     categories += [
         {"id": 2, "name": "cat"},
         {"id": -1, "name": "ignore"},
@@ -471,6 +472,23 @@ def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     assert set(error.faults) == expected
     assert len(error.faults) == len(expected)
     assert all(fault in str(error) for fault in error.faults)
+
+
+@pytest.mark.parametrize("has_objects", [True, False])
+def test_an_unused_category_with_the_name_of_another_is_left_out(
+    tmp_path: Path, has_objects: bool
+) -> None:
+    """Exports of Roboflow begin with a category that is named after the project."""
+    content = document({})
+    if not has_objects:
+        content["annotations"] = []
+    root = {"id": 0, "name": "cat", "supercategory": "none"}
+    assert [entry["name"] for entry in content["categories"]].count("cat") == 1
+    expected = read(tmp_path, content)
+    content["categories"].insert(0, root)
+    data = read(tmp_path, content)
+    assert data.class_names == expected.class_names
+    assert data.category_ids == expected.category_ids
 
 
 def test_file_names_are_needed_only_with_an_image_folder(tmp_path: Path) -> None:

@@ -72,6 +72,9 @@ def check_document(
 ) -> None:
     """Check a parsed document as :func:`load_document` does.
 
+    A category without annotations that has the name of another is removed; exports of Roboflow
+    begin with one that is named after the project.
+
     Raises:
         AnnotationError: if it is not valid; lists all faults.
     """
@@ -85,6 +88,7 @@ def check_document(
             f"{path} is not valid: {'; '.join(checks.faults)}. Correct the file and try again.",
             tuple(checks.faults),
         )
+    document["categories"] = checks.categories
 
 
 def image_sizes(document: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
@@ -143,6 +147,8 @@ class _FileChecks:
             document, "annotations", {"id": int, "image_id": int, "category_id": int}
         )
         categories = self._entries(document, "categories", {"id": int, "name": str})
+        used = set(column(annotations, "category_id"))
+        self.categories = _without_doubles(categories, used)
         empty = [f"{e['id']}" for e in self.images if e["width"] < 1 or e["height"] < 1]
         self._add(empty, "images without width or height", "image")
         huge = [f"{e['id']}" for e in self.images if e["width"] * e["height"] > MAX_PIXELS]
@@ -159,7 +165,7 @@ class _FileChecks:
             large = [str(number) for number in ids if number > MAX_ID]
             self._add(large, f"ids above 64 bits in {name}", "id")
         # Evaluation matches classes by name, so names must be unique.
-        names = _repeated(e["name"] for e in categories)
+        names = _repeated(e["name"] for e in self.categories)
         self._add(names, "duplicate names in categories", "name")
         texts = [e["name"] for e in categories] + [e["file_name"] for e in self.images if named]
         self._add(
@@ -257,6 +263,18 @@ class _FileChecks:
             more = ", ..." if len(faulty) > EXAMPLES else ""
             examples = ", ".join(map(printable, faulty[:EXAMPLES]))
             self.faults.append(f"{fault}: {len(faulty)} ({noun} {examples}{more})")
+
+
+def _without_doubles(categories: Sequence[dict[str, Any]], used: set[int]) -> list[dict[str, Any]]:
+    """The categories without unused ones of a name that another has; of several unused, the last.
+
+    Args:
+        categories: with ids and names.
+        used: ids that annotations have.
+    """
+    kept = {e["name"]: e["id"] for e in categories}
+    kept |= {e["name"]: e["id"] for e in categories if e["id"] in used}
+    return [e for e in categories if e["id"] in used or kept[e["name"]] == e["id"]]
 
 
 def _repeated(values: Iterable[Any]) -> list[str]:
