@@ -28,6 +28,14 @@ def write_bases(folder: Path) -> None:
     _write_codecs(folder)
     _write_models(folder)
     _write_weights(folder)
+    _write_layouts(folder / "layouts")
+
+
+def _write_layouts(folder: Path) -> None:
+    from layouts import ONE_CLASS, TWO_CLASSES
+
+    for name, (_, write) in (TWO_CLASSES | ONE_CLASS).items():
+        write(folder / name)
 
 
 def _write_pictures(folder: Path) -> None:

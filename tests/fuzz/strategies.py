@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,44 @@ def detections(bases: Path) -> Cases:  # noqa: ARG001
     return _detections()
 
 
+def datasets(bases: Path) -> Cases:
+    """Data sets of every layout in which a file is damaged, missing or has another name."""
+    root = bases / "layouts"
+
+    def case(path: Path) -> Cases:
+        own = {"layout": path.relative_to(root).parts[0]}
+        own["file"] = str(path.relative_to(root / own["layout"]))
+        content = path.read_bytes()
+        edits = [_bytes(content).map(lambda new: {"content": new.hex()})] * 2
+        if path.suffix == ".json":
+            texts = edited(json.loads(content), 3).map(to_json)
+            edits += [texts.map(lambda new: {"content": new.hex()})] * 6
+        elif path.suffix in (".txt", ".yaml", ".xml"):
+            words = _words(content.decode()).map(str.encode)
+            edits += [words.map(lambda new: {"content": new.hex()})] * 4
+        edits += [st.just({"content": None}), _NAMES.map(lambda name: {"name": name})]
+        return st.one_of(*edits).map(lambda spec: _case("datasets", "fuzzed.json", spec, **own))
+
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return st.sampled_from(files).flatmap(case)
+
+
+_NAMES = st.sampled_from(
+    ["a", "a.json", "a.txt", "a.tif", "A.PNG", "data.yaml", "é.png", "x" * 200, " ", "a\nb.png"]
+)
+
+
+@st.composite
+def _words(draw: st.DrawFn, text: str) -> str:
+    """A text of which one to three words are replaced, deleted or repeated."""
+    words = re.split(r"(\s+|[,:])", text)
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(words) - 1))
+        new = draw(st.one_of(NUMBERS.map(str), STRINGS, st.just(""), st.just(words[place] * 2)))
+        words[place] = new.encode("utf-8", "replace").decode()
+    return "".join(words)
+
+
 # Cases are neither stored nor made smaller: a faulty one is saved as it is.
 GENERATE = settings(
     database=None,
@@ -193,6 +232,7 @@ STRATEGIES: dict[str, Callable[[Path], Cases]] = {
     "weights": weights,
     "exports": exports,
     "detections": detections,
+    "datasets": datasets,
 }
 
 

@@ -158,6 +158,28 @@ def run_detections(path: Path, bases: Path) -> None:  # noqa: ARG001
         assert repr(part) == repr(pickle.loads(pickle.dumps(part)))
 
 
+def run_datasets(path: Path, bases: Path) -> None:
+    """Open, read and check a data set of which one file is damaged."""
+    from meinst import open_dataset
+    from meinst.data_tools.inspect import inspect_dataset
+
+    spec = json.loads(path.read_text())
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        root = Path(folder) / path.name
+        shutil.copytree(bases / "layouts" / spec["layout"], root)
+        damaged = root / spec["file"]
+        if "name" in spec:
+            damaged.rename(damaged.with_name(spec["name"]))
+        elif spec["content"] is None:
+            damaged.unlink()
+        else:
+            damaged.write_bytes(bytes.fromhex(spec["content"]))
+        dataset = open_dataset(root)
+        parts = {name: dataset.read(name) for name in dataset.parts}
+        str([part.report for part in parts.values()])
+        inspect_dataset(parts)
+
+
 def run_self_test(path: Path, bases: Path) -> None:  # noqa: ARG001
     """Run Python code, to test the worker itself."""
     exec(path.read_text(), {"path": path})  # the tests' own code
@@ -171,6 +193,7 @@ RUN: dict[str, Callable[[Path, Path], None]] = {
     "weights": run_weights,
     "exports": run_exports,
     "detections": run_detections,
+    "datasets": run_datasets,
     "self_test": run_self_test,
 }
 
@@ -224,6 +247,11 @@ def valid_cases(bases: Path) -> list[tuple[str, str, bytes]]:
     for path in sorted((bases / "exports").glob("*/meinst.safetensors")):
         spec = {"engine": path.parent.name, "file": path.name} | empty
         cases.append(("exports", "export.json", json.dumps(spec).encode()))
+    for layout in sorted((bases / "layouts").iterdir()):
+        file = next(path for path in sorted(layout.rglob("*")) if path.is_file())
+        spec = {"layout": layout.name, "file": str(file.relative_to(layout))}
+        spec["content"] = file.read_bytes().hex()
+        cases.append(("datasets", f"{layout.name}.json", json.dumps(spec).encode()))
     spec = {"scores": [0.5], "labels": [0], "boxes": [[1, 2, 9, 12]], "codes": [[0.1, -2, 3]]}
     spec |= {"components": 3, "class_names": ["a"], "image_size": [20, 30], "dtypes": {}}
     cases.append(("detections", "d.json", json.dumps(spec | {"columns": None}).encode()))

@@ -13,7 +13,7 @@ from fuzz.targets import RUN, valid_cases
 
 CORPUS = Path(__file__).parent / "corpus"
 EXAMPLES = {"annotations": 150, "pictures": 250, "models": 120, "codecs": 250, "weights": 150}
-EXAMPLES |= {"exports": 15, "detections": 100}
+EXAMPLES |= {"exports": 15, "detections": 100, "datasets": 100}
 
 
 @pytest.mark.parametrize("target", EXAMPLES)

@@ -373,6 +373,7 @@ TRAIN = "train --train-images a --train-annotations b --val-images c --val-annot
     [
         ("--recipe.schedule.revised_at [1500]", "revised_at must be increasing updates"),
         ("--minutes -3", "minutes must be at least 0, got -3"),
+        ("--plan-only", "plan_only needs the time of a new run to plan; give --minutes"),
         ("--minutes 3 --devices 2", "minutes plans a run of one process, got 2"),
         ("--patience 0", "patience must be at least 1, got 0"),
         ("--recipe.typo 1", "--recipe.typo"),

@@ -133,6 +133,28 @@ def test_of_a_given_recipe_only_the_schedule_is_planned(
     assert replace(used, schedule=given.schedule, codec=given.codec) == given
 
 
+def test_a_plan_alone_can_be_written_and_trained_later(
+    finished_run: Path,
+    synthetic_data: SyntheticData,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from meinst.training.train import train
+
+    caplog.set_level("INFO", "meinst")
+    output = tmp_path / "out"
+    options = planned_options(synthetic_data, finished_run, output, 0.5)
+    path = train(replace(options, plan_only=True))
+    assert path == output / "recipe.yaml"
+    assert {each.name for each in output.iterdir()} == {"recipe.yaml", "plan.json"}
+    assert f"--recipe {path} --init {options.init}" in caplog.text
+    recipe = load_recipe(path)
+    assert recipe.schedule.iterations == json.loads((output / "plan.json").read_text())["updates"]
+    short = replace(recipe, schedule=replace(recipe.schedule, iterations=2, validate_every=2))
+    train(replace(options, minutes=None, recipe=short))
+    assert updates_of(output) == 2
+
+
 def test_time_that_is_too_short_is_rejected(
     finished_run: Path, synthetic_data: SyntheticData, tmp_path: Path
 ) -> None:

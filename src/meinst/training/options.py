@@ -38,6 +38,8 @@ class TrainOptions:
             the speed of this machine, and the plan is printed with its reasons; of a given recipe
             only the schedule is planned. A resumed run follows the plan in its output folder. By
             default nothing is planned.
+        plan_only: with ``minutes``, write the planned recipe.yaml and plan.json to the output
+            folder and train nothing; to look at the plan, or to edit it.
         patience: stop after this number of validations in a row without a higher mask AP; by
             default never.
         codec: a fitted codec (.npz). By default the codec of ``init``, or one fitted on the
@@ -74,6 +76,7 @@ class TrainOptions:
     backbone_weights: Path | None = None
     random_backbone: bool = False
     minutes: float | None = None
+    plan_only: bool = False
     patience: int | None = None
     codec: Path | None = None
     crowd_as_instances: bool = False
@@ -103,6 +106,9 @@ class TrainOptions:
                 f"minutes plans a run of one process, got {self.world_size}; leave out --devices "
                 "and --num-nodes, or set recipe.schedule.iterations instead."
             )
+        if self.plan_only and (self.minutes is None or self.resume):
+            remedy = "leave out --resume" if self.resume else "give --minutes"
+            raise ValueError(f"plan_only needs the time of a new run to plan; {remedy}.")
         check_range(self, 0, 2**32 - 1, "seed")  # the range of NumPy's seeds
 
     @property

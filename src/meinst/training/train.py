@@ -59,7 +59,7 @@ def train(options: TrainOptions) -> Path:
         options: data, output and start of the run.
 
     Returns:
-        The path of ``best.safetensors``.
+        The path of ``best.safetensors``, or with ``plan_only`` that of ``recipe.yaml``.
 
     Raises:
         BlockingIOError: if another process writes to the output.
@@ -86,6 +86,9 @@ def _train(options: TrainOptions, recipe: Recipe, started: float) -> Path:
         log.info("%s", planned)
         options, recipe = planned.options, planned.plan.recipe
         log_sizes((train_data, val_data), recipe)
+        if options.plan_only:
+            planned.write(recipe)
+            return _planned_only(options)
     per_device, accumulate = split_batch(options, recipe)
     seed, checkpoint = options.seed, None
     if options.resume:
@@ -116,6 +119,14 @@ def _train(options: TrainOptions, recipe: Recipe, started: float) -> Path:
         minutes = (time.monotonic() - started) / 60
         log.info("took %.1f of %g minutes", minutes, options.minutes)
     return best
+
+
+def _planned_only(options: TrainOptions) -> Path:
+    """Say how to train with the plan that was written; returns its recipe's path."""
+    path = options.output / "recipe.yaml"
+    start = f" --init {options.init}" if options.init else ""
+    log.info("nothing was trained; give --recipe %s%s to train with this plan", path, start)
+    return path
 
 
 @contextmanager
