@@ -87,17 +87,22 @@ def peer_setting(training: CocoData, side: int) -> Setting:
     sides = np.concatenate(boxes)[:, 2:] - np.concatenate(boxes)[:, :2]
     sizes = np.sqrt(sides.prod(axis=1).clip(1)) / np.repeat(longer, counts) * side
     anchors = [max(4, round(float(size))) for size in np.quantile(sizes, (0.05, 0.35, 0.65, 0.95))]
-    crowded = max(counts) > 80
-    base = SETTINGS["nuclei" if crowded else "photos"]
+    limit = max_detections(training)
+    base = SETTINGS["photos" if limit == 100 else "nuclei"]
     whole = side <= 640  # larger inputs are trained on crops, as this project does
     return replace(
         base,
         anchors=tuple(anchors),
-        limits=[500] if crowded else [100],
+        limits=[limit],
         test_size=ResizeOptions(side, side),
         longer_sides=(side * 2 // 3, side) if whole else None,
         augment=FLIP if whole else AugmentOptions(crop_size=512, horizontal_flip=0.5),
     )
+
+
+def max_detections(training: CocoData) -> int:
+    """Limit of detections per image, COCO's own if it suffices."""
+    return 500 if max(map(len, training.instances)) > 80 else 100
 
 
 def peer_options(output: Path, images: int, seed: int, bfloat16: bool) -> argparse.Namespace:
@@ -115,9 +120,10 @@ def run_ours(data: Path, side: str, seed: int, plan: Path, output: Path) -> dict
         command += ["--init", made["init"]]
     if (output / "checkpoints").is_dir():
         command += ["--resume"]
-    subprocess.run(command, check=True)
+    if not (output / "metrics.json").exists():
+        subprocess.run(command, check=True)
     model, part = meinst.load(output / "best.safetensors").fuse(), read(data, "test")
-    metrics = evaluate(model, part, max_detections=peer_setting(read(data, "train"), 0).limits[0])
+    metrics = evaluate(model, part, max_detections=max_detections(read(data, "train")))
     return {"updates": made["updates"], **figures(metrics.segm.to_dict(), metrics.bbox.to_dict())}
 
 
@@ -153,7 +159,7 @@ def load_other_classes(model: torch.nn.Module, weights: Path) -> None:
 
 def figures(mask: dict[str, Any], box: dict[str, Any]) -> dict[str, Any]:
     """The columns of the table."""
-    return {"mask_ap": mask["ap"], "mask_ap50": mask["ap50"], "box_ap": box["ap"]}
+    return {"mask_ap": mask["AP"], "mask_ap50": mask["AP50"], "box_ap": box["AP"]}
 
 
 def read(data: Path, part: str) -> CocoData:
