@@ -114,13 +114,12 @@ def coco_metrics(
     _check_images(content, results)
     names: dict[int, str] = {entry["id"]: entry["name"] for entry in content["categories"]}
     categories = sorted(names if category_ids is None else category_ids)
-    truths = {"bbox": _load(content), "segm": _load(_boxes_as_crowds(content))}
 
-    summaries = {}
+    truths, summaries = _load_for_both(content), {}
     for iou_type, hidden in _HIDDEN.items():
         visible = [{key: r[key] for key in r if key != hidden} for r in results]
-        tables = _tables(truths[iou_type], visible, iou_type, max_detections, categories)
-        precision, recall, scores = tables
+        truth = truths[iou_type]
+        precision, recall, scores = _tables(truth, visible, iou_type, max_detections, categories)
         per_class = {
             names[category]: _summary(precision[:, :, [c]], recall[:, [c]], scores[:, :, [c]])
             for c, category in enumerate(categories)
@@ -239,6 +238,12 @@ def _load(content: Mapping[str, Any]) -> hotcoco.COCO:
     missing = [e for e in annotations if e["area"] is None or e["bbox"] is None]
     truth.update_anns([_completed(entry, truth) for entry in missing])
     return truth
+
+
+def _load_for_both(content: Mapping[str, Any]) -> dict[str, hotcoco.COCO]:
+    """Ground truth for boxes and for masks, which is the same if all objects have a mask."""
+    truth, with_crowds = _load(content), _boxes_as_crowds(content)
+    return {"bbox": truth, "segm": truth if with_crowds is content else _load(with_crowds)}
 
 
 def _boxes_as_crowds(content: Mapping[str, Any]) -> Mapping[str, Any]:
