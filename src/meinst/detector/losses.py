@@ -165,8 +165,7 @@ def compute_losses(
         codec: encodes target masks and decodes predicted codes.
         limits: largest distances of all levels but the last.
         options: weights and rules.
-        mean_over_processes: averages the normalisers ``(4,)`` over the processes of a run, whose
-            losses are then those of one process with the whole batch.
+        mean_over_processes: averages the normalisers ``(4,)`` over the processes of a run.
         generator: source of random target logits, on the device of the masks.
         refiner: refines masks with the features in ``outputs``; None for models without.
 
