@@ -21,11 +21,13 @@ class Target:
         boxes: ``(G, 4)`` float32, ``x1 y1 x2 y2``.
         labels: ``(G,)`` int64, indices into the class names.
         masks: ``(G, S, S)`` uint8 of 0 and 1, each mask cropped by its own box.
+        has_mask: ``(G,)`` bool; the masks of the others are unknown. None if all have one.
     """
 
     boxes: Tensor
     labels: Tensor
     masks: Tensor
+    has_mask: Tensor | None = None
 
 
 class PerPoint(Protocol):

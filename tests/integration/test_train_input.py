@@ -105,6 +105,38 @@ def test_brush_masks_can_be_used(synthetic_data: SyntheticData, tmp_path: Path) 
     assert not any(instances.crowd.any() for instances in data.instances)
 
 
+def test_boxes_without_masks_can_be_used(
+    synthetic_data: SyntheticData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = iter(range(100))
+
+    def some(entry: dict[str, Any]) -> None:
+        if next(numbers) % 2:
+            entry["segmentation"] = []
+
+    partly = written(synthetic_data, tmp_path / "partly.json", some)
+    options = make_options(synthetic_data, tmp_path / "out")
+    options = replace(options, train_annotations=partly, boxes_alone=True)
+    with caplog.at_level(logging.INFO, "meinst"):
+        data, _ = read_data(options, RECIPE)
+    assert [int((~each.has_mask).sum()) for each in data.instances] != [0] * len(data)
+    assert sum(len(instances) for instances in data.instances) == 10
+    assert "5 x box without a mask, used for class and box" in caplog.text
+    best = train(options)
+    assert best.is_file()
+    without = replace(options, output=tmp_path / "dropped", boxes_alone=False)
+    data, _ = read_data(without, RECIPE)
+    assert sum(len(instances) for instances in data.instances) == 5
+
+
+def test_boxes_alone_teach_no_masks(synthetic_data: SyntheticData, tmp_path: Path) -> None:
+    boxes = written(synthetic_data, tmp_path / "boxes.json", lambda e: e.update(segmentation=[]))
+    options = make_options(synthetic_data, tmp_path / "out")
+    options = replace(options, train_annotations=boxes, boxes_alone=True)
+    with pytest.raises(ValueError, match="none of the 9 objects has a mask, only boxes"):
+        read_data(options, RECIPE)
+
+
 def test_unusable_image_files_are_listed_once_before_training(
     synthetic_data: SyntheticData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -73,6 +73,8 @@ class EvaluateArguments:
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
         crowd_as_instances: measure crowd regions (iscrowd 1) as ordinary instances; some tools mark
             every mask that was drawn with a brush as a crowd.
+        boxes_alone: measure objects that have a box and no mask, too, as boxes; masks found in
+            their boxes are neither right nor wrong.
         allow_outside: allow file names that lead out of the image folder.
     """
 
@@ -88,6 +90,7 @@ class EvaluateArguments:
     batch_size: int = 1
     device: str = "auto"
     crowd_as_instances: bool = False
+    boxes_alone: bool = False
     allow_outside: bool = False
 
     def __post_init__(self) -> None:
@@ -149,6 +152,7 @@ def _read(options: EvaluateArguments) -> CocoData:
 
     read_as = {
         "crowd_as_instances": options.crowd_as_instances,
+        "boxes_alone": options.boxes_alone,
         "allow_outside": options.allow_outside,
     }
     if options.data is not None:

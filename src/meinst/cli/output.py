@@ -105,13 +105,18 @@ def read_and_report(
     images: Path | None = None,
     *,
     crowd_as_instances: bool = False,
+    boxes_alone: bool = False,
     allow_outside: bool = False,
 ) -> CocoData:
     """Read annotations as :func:`meinst.read_coco`, and print what was left out or repaired."""
     from meinst.data.coco import read_coco
 
     data = read_coco(
-        annotations, images, crowd_as_instances=crowd_as_instances, allow_outside=allow_outside
+        annotations,
+        images,
+        crowd_as_instances=crowd_as_instances,
+        boxes_alone=boxes_alone,
+        allow_outside=allow_outside,
     )
     print_report(annotations, data.report)
     return data
@@ -122,6 +127,7 @@ def read_part_and_report(
     part: str | None = None,
     *,
     crowd_as_instances: bool = False,
+    boxes_alone: bool = False,
     allow_outside: bool = False,
 ) -> CocoData:
     """Read a part of a data set, and print its layout and what was left out or repaired.
@@ -130,6 +136,7 @@ def read_part_and_report(
         path: the data set.
         part: name of the part; by default the one to measure on.
         crowd_as_instances: read crowd regions as ordinary instances.
+        boxes_alone: read objects with a box and no mask, too.
         allow_outside: allow file names that lead out of the image folder.
     """
     from meinst.data.datasets.dataset import open_dataset
@@ -139,6 +146,7 @@ def read_part_and_report(
     data = dataset.read(
         part or dataset.evaluation_part(),
         crowd_as_instances=crowd_as_instances,
+        boxes_alone=boxes_alone,
         allow_outside=allow_outside,
     )
     print_report(data.annotations, data.report)

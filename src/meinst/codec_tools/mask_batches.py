@@ -66,7 +66,7 @@ class MaskBatches:
         count = 0
         for instances in images:
             sides = instances.boxes[:, 2:] - instances.boxes[:, :2]
-            keep = (sides >= self._filter.min_size).all(axis=1)
+            keep = (sides >= self._filter.min_size).all(axis=1) & instances.has_mask
             if self._filter.exclude_crowd:
                 keep &= ~instances.crowd
             chunk.append(instances.select(np.flatnonzero(keep)))

@@ -127,6 +127,7 @@ def read_coco(
     images: str | Path | None = None,
     *,
     crowd_as_instances: bool = False,
+    boxes_alone: bool = False,
     allow_outside: bool = False,
 ) -> CocoData:
     """Read and check a COCO annotation file.
@@ -141,6 +142,8 @@ def read_coco(
         images: folder of the image files; None if only masks are needed.
         crowd_as_instances: read crowd regions as ordinary instances, not flagged; some tools mark
             every mask that was drawn with a brush as a crowd.
+        boxes_alone: read objects with a box and no mask, too: they train class and box, and are
+            not measured as masks. Their shapes are ``()``.
         allow_outside: allow file names that lead out of the folder.
 
     Raises:
@@ -152,7 +155,9 @@ def read_coco(
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"The image folder {folder} does not exist.")
     document = load_document(path, folder, allow_outside=allow_outside)
-    return read_document(document, path, folder, crowd_as_instances=crowd_as_instances)
+    return read_document(
+        document, path, folder, crowd_as_instances=crowd_as_instances, boxes_alone=boxes_alone
+    )
 
 
 def read_document(
@@ -161,6 +166,7 @@ def read_document(
     folder: Path | None,
     *,
     crowd_as_instances: bool = False,
+    boxes_alone: bool = False,
 ) -> CocoData:
     """Convert a document that :func:`load_document` has read and checked.
 
@@ -169,10 +175,13 @@ def read_document(
         path: its file.
         folder: folder of the images; None if only masks are needed.
         crowd_as_instances: read crowd regions as ordinary instances.
+        boxes_alone: read objects with a box and no mask.
     """
     categories = sorted(document["categories"], key=lambda category: int(category["id"]))
     records = tuple(_record(entry, folder) for entry in document["images"])
-    reader = BatchReader.for_document(document, crowd_as_instances=crowd_as_instances)
+    reader = BatchReader.for_document(
+        document, crowd_as_instances=crowd_as_instances, boxes_alone=boxes_alone
+    )
     entries = document["annotations"]
     starts = range(0, max(len(entries), 1), _BATCH)  # at least one batch, perhaps empty
     batches = [reader.read(entries[start : start + _BATCH]) for start in starts]

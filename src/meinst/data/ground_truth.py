@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from meinst.data.coco import CocoData
-from meinst.data.shapes import Bitmap, Shape
+from meinst.data.shapes import Bitmap, Instances, Shape
 from meinst.options import first_few
 
 
@@ -59,6 +61,25 @@ def match_classes(class_names: Sequence[str], data: CocoData) -> ClassMatch:
         only_model=tuple(name for name in class_names if name not in ids),
         only_data=tuple(name for name in data.class_names if name not in class_names),
     )
+
+
+def boxes_as_crowds(data: CocoData) -> CocoData:
+    """Data in which objects without a mask are crowd regions that fill their boxes."""
+    if all(instances.has_mask.all() for instances in data.instances):
+        return data
+    return replace(data, instances=tuple(map(_fill_boxes, data.instances)))
+
+
+def _fill_boxes(instances: Instances) -> Instances:
+    x1, y1, x2, y2 = instances.boxes.T
+    corners = np.stack((x1, y1, x2, y1, x2, y2, x1, y2), axis=1)
+    known = instances.has_mask
+    shapes = [
+        shape if has_mask else (corner,)
+        for shape, has_mask, corner in zip(instances.shapes, known, corners, strict=True)
+    ]
+    crowd = instances.crowd | ~known
+    return Instances(instances.boxes, instances.labels, tuple(shapes), crowd)
 
 
 def ground_truth(data: CocoData) -> dict[str, Any]:

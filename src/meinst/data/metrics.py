@@ -91,7 +91,8 @@ def coco_metrics(
 
     Small, medium and large refer to the areas of masks for masks and of boxes for boxes. An
     annotation without ``area`` or ``bbox`` gets that of its mask, and one without ``iscrowd`` is
-    not a crowd; pycocotools raises an error in each of these cases.
+    not a crowd; pycocotools raises an error in each of these cases. Objects with a box and no mask
+    are measured as boxes only: masks found in their boxes are neither right nor wrong.
 
     Args:
         ground_truth: the content of a COCO annotation file, or its path.
@@ -113,11 +114,11 @@ def coco_metrics(
     _check_images(content, results)
     names: dict[int, str] = {entry["id"]: entry["name"] for entry in content["categories"]}
     categories = sorted(names if category_ids is None else category_ids)
-    truth = _load(content)
 
-    summaries = {}
+    truths, summaries = _load_for_both(content), {}
     for iou_type, hidden in _HIDDEN.items():
         visible = [{key: r[key] for key in r if key != hidden} for r in results]
+        truth = truths[iou_type]
         precision, recall, scores = _tables(truth, visible, iou_type, max_detections, categories)
         per_class = {
             names[category]: _summary(precision[:, :, [c]], recall[:, [c]], scores[:, :, [c]])
@@ -237,6 +238,26 @@ def _load(content: Mapping[str, Any]) -> hotcoco.COCO:
     missing = [e for e in annotations if e["area"] is None or e["bbox"] is None]
     truth.update_anns([_completed(entry, truth) for entry in missing])
     return truth
+
+
+def _load_for_both(content: Mapping[str, Any]) -> dict[str, hotcoco.COCO]:
+    """Ground truth for boxes and for masks, which is the same if all objects have a mask."""
+    truth, with_crowds = _load(content), _boxes_as_crowds(content)
+    return {"bbox": truth, "segm": truth if with_crowds is content else _load(with_crowds)}
+
+
+def _boxes_as_crowds(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Ground truth in which objects without a mask are crowd regions that fill their boxes."""
+    if all(entry.get("segmentation") for entry in content["annotations"]):
+        return content
+    annotations = []
+    for entry in content["annotations"]:
+        if not entry.get("segmentation") and entry.get("bbox"):
+            x, y, width, height = entry["bbox"]
+            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+            entry = {**entry, "segmentation": [corners], "iscrowd": 1}
+        annotations.append(entry)
+    return {**content, "annotations": annotations}
 
 
 def _number(value: Any) -> float | None:

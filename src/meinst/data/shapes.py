@@ -68,7 +68,7 @@ class Instances:
     Attributes:
         boxes: ``(G, 4)`` float64, ``x1 y1 x2 y2``, within the image.
         labels: ``(G,)`` int64, indices into the class names.
-        shapes: the ``G`` masks.
+        shapes: the ``G`` masks; ``()`` of an object that has only a box.
         crowd: ``(G,)`` bool, regions of many objects, not used for training.
     """
 
@@ -79,6 +79,11 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    @property
+    def has_mask(self) -> NDArray[np.bool_]:
+        """``(G,)`` bool, whether an object has more than a box."""
+        return np.array([isinstance(s, Bitmap) or len(s) > 0 for s in self.shapes], dtype=np.bool_)
 
     def select(self, index: NDArray[np.int64]) -> Instances:
         """Select instances by index, in the given order."""

@@ -118,6 +118,11 @@ def check_learnable(data: CocoData, summary: DataSummary) -> None:
         raise ValueError(
             f"{data.annotations}: no usable objects to train on: {commonest_reason(data)}"
         )
+    if not any((each.has_mask & ~each.crowd).any() for each in data.instances):
+        raise ValueError(
+            f"{data.annotations}: none of the {summary.total} objects has a mask, only boxes, from "
+            "which masks cannot be learned; draw the outlines of some objects."
+        )
     if summary.below_pixel == summary.total:
         raise ValueError(
             f"{data.annotations}: no usable objects to train on: all {summary.total} objects are "

@@ -285,7 +285,8 @@ def transform_instances(
 ) -> Target:
     """Map the instances of an image to the network's input.
 
-    Instances that the window cuts get the tight box of their visible part. Crowd regions and boxes
+    Instances that the window cuts get the tight box of their visible part, or if they have no mask,
+    the part of their box that is visible. Crowd regions and boxes
     with a side below `MIN_SIDE` pixels are dropped.
 
     Args:
@@ -315,6 +316,7 @@ def transform_instances(
         boxes=torch.from_numpy(boxes.astype(np.float32)),
         labels=torch.from_numpy(kept.labels),
         masks=torch.from_numpy(masks),
+        has_mask=None if kept.has_mask.all() else torch.from_numpy(kept.has_mask),
     )
 
 
@@ -359,6 +361,9 @@ def _cut_to_window(instances: Instances, window: Window, min_visible: float) -> 
         if isinstance(shape, Bitmap):
             share, boxes[i] = _visible_pixels(shape, window)
             visible[i] = share > 0 and share >= min_visible
+        elif not shape:  # a box without a mask
+            share, boxes[i] = _visible_box(instances.boxes[i], low, high)
+            visible[i] = share >= min_visible
         else:
             outlines[i] = shape
     pieces = clip_polygons(list(outlines.values()), window)
@@ -369,6 +374,13 @@ def _cut_to_window(instances: Instances, window: Window, min_visible: float) -> 
             shapes[i], boxes[i] = piece, shape_bounds(piece)
     cut = Instances(boxes, instances.labels, tuple(shapes), instances.crowd)
     return cut.select(np.flatnonzero(visible))
+
+
+def _visible_box(box: Floats, low: Floats, high: Floats) -> tuple[float, Floats]:
+    """Fraction of a box inside a window that it meets, and that part of it."""
+    inside = np.concatenate((np.maximum(box[:2], low), np.minimum(box[2:], high)))
+    areas = [float(np.prod(each[2:] - each[:2])) for each in (inside, box)]
+    return areas[0] / areas[1], inside
 
 
 def _visible_pixels(bitmap: Bitmap, window: Window) -> tuple[float, Window]:

@@ -165,8 +165,7 @@ def compute_losses(
         codec: encodes target masks and decodes predicted codes.
         limits: largest distances of all levels but the last.
         options: weights and rules.
-        mean_over_processes: averages the normalisers ``(3,)`` over the processes of a distributed
-            run, which then compute the losses of one process with the whole batch.
+        mean_over_processes: averages the normalisers ``(4,)`` over the processes of a run.
         generator: source of random target logits, on the device of the masks.
         refiner: refines masks with the features in ``outputs``; None for models without.
 
@@ -175,11 +174,12 @@ def compute_losses(
     """
     assigned = assign_targets(outputs, targets, limits, options.center_radius)
 
-    # Average the normalisers: positives, sum of centre-ness, refined points.
-    weight = assigned.centerness
-    refined = min(options.refine_samples, len(assigned))
-    sums = torch.stack((weight.new_tensor(len(assigned)), weight.sum(), weight.new_tensor(refined)))
-    n_pos, c_sum, n_refined = mean_over_processes(sums).clamp(min=sums.new_tensor((1, 1e-6, 1)))
+    # Average the normalisers: positives, sum of centre-ness, that of masks, refined points.
+    known = _has_mask(targets)[assigned.instance]  # 0 where only the box is known
+    mask_weight = assigned.centerness * known
+    refined = min(options.refine_samples, int(known.sum()))
+    sums = mean_over_processes(_normalisers(assigned.centerness, mask_weight, refined))
+    n_pos, c_sum, m_sum, n_refined = sums.clamp(min=sums.new_tensor((1, 1e-6, 1e-6, 1)))
 
     # Class, centre-ness and box.
     distances = outputs.boxes[assigned.image, assigned.point]  # (N, 4)
@@ -194,19 +194,34 @@ def compute_losses(
     codes = outputs.codes[assigned.image, assigned.point].float()  # (N, K)
     if options.code_weight:
         labels = torch.cat([t.labels for t in targets])
-        target_codes = codec.transform(
+        expected = codec.transform(
             masks, labels=labels, logits=options.target_logits, generator=generator
         )
-        losses["code"] = _code_loss(codes, target_codes[assigned.instance], weight, c_sum, options)
+        losses["code"] = _code_loss(codes, expected[assigned.instance], mask_weight, m_sum, options)
     if options.pixel_weight or options.dice_weight or refiner is not None:
         decoded = codec.inverse_logits(codes, assigned.labels).flatten(1)  # (N, D)
-        losses |= _pixel_losses(decoded, masks[assigned.instance], weight, c_sum, options)
+        losses |= _pixel_losses(decoded, masks[assigned.instance], mask_weight, m_sum, options)
     if refiner is not None:
-        best = weight.topk(refined).indices  # (M,)
+        best = (mask_weight + (known - 1)).topk(refined).indices  # (M,)
         best_masks = masks[assigned.instance[best]]
         error = refinement_loss(refiner, outputs, assigned, best, distances, decoded, best_masks)
         losses["refine"] = options.refine_weight * error.sum() / n_refined
     return losses
+
+
+def _normalisers(weight: Tensor, mask_weight: Tensor, refined: int) -> Tensor:
+    """Number of positives, sums of their weights, and number of refined points: ``(4,)``."""
+    counts = weight.new_tensor((len(weight), refined))
+    return torch.stack((counts[0], weight.sum(), mask_weight.sum(), counts[1]))
+
+
+def _has_mask(targets: Sequence[Target]) -> Tensor:
+    """Whether the mask of each instance of a batch is known: ``(G,)`` of 0 and 1, float32."""
+    known = [
+        torch.ones_like(target.labels) if target.has_mask is None else target.has_mask
+        for target in targets
+    ]
+    return torch.cat(known).float()
 
 
 def _class_loss(logits: Tensor, assigned: Assignment, options: LossOptions) -> Tensor:

@@ -15,6 +15,7 @@ from meinst.codec_tools.ground_truth import join_ground_truth
 from meinst.codecs import Codec
 from meinst.codecs.grid import GridCodec
 from meinst.data.coco import CocoData
+from meinst.data.ground_truth import boxes_as_crowds
 from meinst.data.metrics import APSummary
 from meinst.detector.predictor import Predictor
 from meinst.diagnosis.assignments import THRESHOLDS, Assignments, assign
@@ -208,12 +209,15 @@ def explain(
 ) -> Diagnosis:
     """Find why average precision is lost, from the detections of a model.
 
+    Objects without a mask count as crowd regions.
+
     Args:
         model: the model.
         data: the measured annotations.
         metrics: its metrics on these data.
         results: its detections in COCO's format, as they were measured.
     """
+    data = boxes_as_crowds(data)
     best = metrics.segm.f1_threshold
     score = model.selection.threshold if best is None else best
     assignments = assign(data, results, metrics.classes, score)

@@ -128,4 +128,6 @@ def split_batch(options: TrainOptions, recipe: Recipe) -> tuple[int, int]:
 
 
 def _to(target: Target, device: torch.device) -> Target:
-    return Target(target.boxes.to(device), target.labels.to(device), target.masks.to(device))
+    has_mask = None if target.has_mask is None else target.has_mask.to(device)
+    boxes, labels, masks = (each.to(device) for each in (target.boxes, target.labels, target.masks))
+    return Target(boxes, labels, masks, has_mask)

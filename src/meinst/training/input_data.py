@@ -54,6 +54,7 @@ def _read_files(options: TrainOptions) -> tuple[CocoData, CocoData]:
             annotations or "",
             images,
             crowd_as_instances=options.crowd_as_instances,
+            boxes_alone=options.boxes_alone,
             allow_outside=options.allow_outside,
         )
         for annotations, images in (
@@ -71,6 +72,7 @@ def _read_dataset(options: TrainOptions) -> tuple[CocoData, CocoData]:
     read = partial(
         dataset.read,
         crowd_as_instances=options.crowd_as_instances,
+        boxes_alone=options.boxes_alone,
         allow_outside=options.allow_outside,
     )
     data = read(dataset.training_part())

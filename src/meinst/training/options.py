@@ -46,6 +46,8 @@ class TrainOptions:
             training annotations.
         crowd_as_instances: train and validate on crowd regions (iscrowd 1) as ordinary instances;
             some tools mark every mask that was drawn with a brush as a crowd.
+        boxes_alone: train on objects that have a box and no mask, too: they teach class and box. As
+            masks, they are not measured.
         allow_outside: allow file names that lead out of the image folders.
         resume: continue from the last checkpoint in the output folder (from the best one if the
             last is damaged), with its codec, weights and seed; ``init``, ``backbone_weights``,
@@ -80,6 +82,7 @@ class TrainOptions:
     patience: int | None = None
     codec: Path | None = None
     crowd_as_instances: bool = False
+    boxes_alone: bool = False
     allow_outside: bool = False
     resume: bool = False
     seed: int = 0

@@ -194,3 +194,35 @@ def test_losses_of_weight_zero_are_omitted(codec: PCACodec) -> None:
     assert set(losses) == {"class", "box", "centerness", "dice"}
     once = compute_losses(outputs, [one_target()], codec, LIMITS, replace(options, dice_weight=1.0))
     torch.testing.assert_close(losses["dice"], 2 * once["dice"])
+
+
+def test_objects_without_a_mask_train_class_and_box_alone(codec: PCACodec) -> None:
+    known, unknown = one_target(), replace(one_target(2), has_mask=torch.tensor([False]))
+    outputs = make_outputs(2)
+    losses = compute_losses(outputs, [known, unknown], codec, LIMITS, ALL)
+    sum(losses.values()).backward()
+    codes, boxes = outputs.codes, outputs.boxes
+    assert codes.grad is not None
+    assert boxes.grad is not None
+    assert codes.grad[0].abs().sum() > 0
+    assert codes.grad[1].abs().sum() == 0
+    assert boxes.grad[1].abs().sum() > 0
+    alone = compute_losses(_first_image(make_outputs(2)), [known], codec, LIMITS, ALL)
+    for name in ("code", "pixel", "dice"):  # normalised by the objects with a mask
+        torch.testing.assert_close(losses[name], alone[name])
+    same = compute_losses(make_outputs(2), [known, one_target(2)], codec, LIMITS, ALL)
+    for name in ("class", "box", "centerness"):
+        torch.testing.assert_close(losses[name], same[name], rtol=0, atol=0)
+
+
+def _first_image(outputs: HeadOutputs) -> HeadOutputs:
+    names = ("logits", "boxes", "centerness", "codes")
+    return replace(outputs, **{name: getattr(outputs, name)[:1].detach() for name in names})
+
+
+def test_batch_without_any_mask_has_finite_losses(codec: PCACodec) -> None:
+    unknown = replace(one_target(), has_mask=torch.tensor([False]))
+    losses = compute_losses(make_outputs(1), [unknown], codec, LIMITS, ALL)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["code"] == losses["pixel"] == losses["dice"] == 0
+    assert losses["box"] > 0

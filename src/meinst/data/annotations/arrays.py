@@ -49,6 +49,7 @@ class ParsedMasks:
         bitmaps: those given as run lengths, by row.
         bounds: ``(N, 4)`` float64, tight ``x1 y1 x2 y2`` in pixels; zeros without a mask.
         areas: ``(N,)`` float64, square pixels; overlaps of polygons count twice.
+        missing: ``(N,)`` rows whose ``segmentation`` is empty or missing.
         repaired: ``(N,)`` rows that were rewritten or lost a part, by reason.
     """
 
@@ -56,16 +57,20 @@ class ParsedMasks:
     bitmaps: dict[int, Bitmap]
     bounds: Floats
     areas: Floats
+    missing: Truths
     repaired: dict[str, Truths]
 
 
-def parse_masks(masks: Sequence[Any], sizes: Floats, faults: Faults) -> ParsedMasks:
+def parse_masks(
+    masks: Sequence[Any], sizes: Floats, faults: Faults, *, without: bool = False
+) -> ParsedMasks:
     """Parse the ``segmentation`` of annotations.
 
     Args:
         masks: the ``N`` masks as in the file.
         sizes: ``(N, 2)`` height and width of their images; 0 if unknown.
         faults: the unusable masks are added.
+        without: accept annotations whose ``segmentation`` is empty or missing.
     """
     rewritten: dict[str, list[int]] = {}
     shapes = list(masks)
@@ -75,14 +80,15 @@ def parse_masks(masks: Sequence[Any], sizes: Floats, faults: Faults) -> ParsedMa
             rewritten.setdefault(f"{form}, accepted", []).append(row)
     outlined = np.array([isinstance(shape, list) and bool(shape) for shape in shapes], np.bool_)
     filled = np.array([isinstance(shape, dict) for shape in shapes], np.bool_)
-    faults.note("no mask", ~outlined & ~filled)
+    missing = np.array([mask is None or mask == [] for mask in masks], np.bool_)
+    faults.note("no mask", ~outlined & ~filled & ~(missing & without))
     polygons = ParsedPolygons(shapes, outlined, sizes, faults)
     bitmaps = _read_bitmaps(shapes, filled, sizes, faults)
     bounds, areas = polygons.bounds(), polygons.areas()
     for row, bitmap in bitmaps.items():
         bounds[row], areas[row] = bitmap.box, bitmap.area
     repaired = {reason: at(rows, len(shapes)) for reason, rows in rewritten.items()}
-    return ParsedMasks(polygons, bitmaps, bounds, areas, repaired | polygons.ignored)
+    return ParsedMasks(polygons, bitmaps, bounds, areas, missing, repaired | polygons.ignored)
 
 
 class Faults:

@@ -30,6 +30,7 @@ CLIP_TOLERANCE = 1.0
 
 CROWD = "crowd region, not used as an instance"
 CROWD_USED = "crowd region, used as an instance"
+BOX_ALONE = "box without a mask, used for class and box"
 
 FROM_MASK = ", taken from the mask"
 
@@ -129,6 +130,7 @@ class BatchReader:
         category_ids: Sequence[int],
         *,
         crowd_as_instances: bool = False,
+        boxes_alone: bool = False,
     ) -> None:
         """Prepare to read annotations of a file.
 
@@ -136,6 +138,7 @@ class BatchReader:
             image_sizes: height and width by image id, in the order of the file.
             category_ids: category ids in the order of the labels.
             crowd_as_instances: read crowd regions as ordinary instances.
+            boxes_alone: read objects with a box and no mask; their shapes are ``()``.
         """
         self.dropped = Tally()
         self.repaired = Tally()
@@ -144,20 +147,31 @@ class BatchReader:
         self._sizes = np.array(list(image_sizes.values()), dtype=np.float64).reshape(-1, 2)
         self._label = {category: label for label, category in enumerate(category_ids)}
         self._crowd_as_instances = crowd_as_instances
+        self._boxes_alone = boxes_alone
         self._box_fault: str | None = None
 
     @classmethod
     def for_document(
-        cls, document: Mapping[str, Any], *, crowd_as_instances: bool = False
+        cls,
+        document: Mapping[str, Any],
+        *,
+        crowd_as_instances: bool = False,
+        boxes_alone: bool = False,
     ) -> BatchReader:
         """A reader of a checked document, which recognises the format of its boxes.
 
         Args:
             document: the result of :func:`meinst.data.annotations.coco_file.load_document`.
             crowd_as_instances: read crowd regions as ordinary instances.
+            boxes_alone: read objects with a box and no mask.
         """
         categories = sorted(int(category["id"]) for category in document["categories"])
-        reader = cls(image_sizes(document), categories, crowd_as_instances=crowd_as_instances)
+        reader = cls(
+            image_sizes(document),
+            categories,
+            crowd_as_instances=crowd_as_instances,
+            boxes_alone=boxes_alone,
+        )
         reader._box_fault = reader._find_box_fault(sample(document["annotations"], SAMPLE))
         return reader
 
@@ -167,9 +181,16 @@ class BatchReader:
         faults = Faults(len(annotations))
         images, labels, sizes = self._places(annotations, faults)
         crowd = _crowd([entry.get("iscrowd") for entry in annotations], faults)
-        masks = parse_masks([entry.get("segmentation") for entry in annotations], sizes, faults)
+        masks = parse_masks(
+            [entry.get("segmentation") for entry in annotations],
+            sizes,
+            faults,
+            without=self._boxes_alone,
+        )
         file_boxes, derived = parse_boxes([entry.get("bbox") for entry in annotations])
-        boxes, reasons = self._boxes(file_boxes, derived, masks.bounds, sizes)
+        alone = masks.missing
+        faults.note("neither a mask nor a usable box", alone & np.isnan(file_boxes[:, 0]))
+        boxes, reasons = self._boxes(file_boxes, derived, masks, sizes)
         faults.note("mask outside the image", any_of_row(boxes[:, 2:] <= boxes[:, :2]))
         areas = parse_areas([entry.get("area") for entry in annotations])
         wrong_area = _contradicting(areas, masks, sizes)
@@ -180,6 +201,7 @@ class BatchReader:
         reasons["area that contradicts the mask, computed from the mask"] = wrong_area
         for reason, rows in (masks.repaired | reasons).items():
             self.repaired.add(reason, ids[faults.none & rows])
+        self.noted.add(BOX_ALONE, ids[faults.none & alone & ~crowd])
         reason = CROWD_USED if self._crowd_as_instances else CROWD
         self.noted.add(reason, ids[faults.none & crowd])
         batch = InstanceBatch(
@@ -211,14 +233,14 @@ class BatchReader:
         return images, labels, sizes
 
     def _boxes(
-        self, file_boxes: Floats, derived: dict[str, Truths], bounds: Floats, sizes: Floats
+        self, file_boxes: Floats, derived: dict[str, Truths], masks: ParsedMasks, sizes: Floats
     ) -> tuple[Floats, dict[str, Truths]]:
         """Boxes ``(N, 4)`` as corners, from the masks where those of the file are unusable.
 
         Args:
             file_boxes: ``(N, 4)``; those that are not used are replaced by NaN.
             derived: rows without a usable box, by reason.
-            bounds: ``(N, 4)``, of the masks.
+            masks: the masks; a box without a mask is kept if it is in the image.
             sizes: ``(N, 2)``, of the images.
 
         Returns:
@@ -228,10 +250,11 @@ class BatchReader:
             every = np.ones(len(file_boxes), dtype=np.bool_)
             derived = {f"box in a file whose boxes {self._box_fault}": every}
         given = ~np.logical_or.reduce(list(derived.values()))
+        bounds = masks.bounds
         boxes, clipped = _clip(_to_corners(file_boxes, ~given, bounds), sizes)
         outside = given & any_of_row(boxes[:, 2:] <= boxes[:, :2])
         apart = any_of_row((bounds[:, :2] > boxes[:, 2:]) | (bounds[:, 2:] < boxes[:, :2]))
-        apart &= given & ~outside
+        apart &= given & ~outside & ~masks.missing
         derived |= {"box outside the image": outside, "box that does not overlap its mask": apart}
         unused = ~given | outside | apart
         boxes[unused] = _clip(bounds, sizes)[0][unused]
@@ -267,7 +290,8 @@ def _contradicting(areas: Floats, masks: ParsedMasks, sizes: Floats) -> Truths:
     too_large = areas > AREA_FACTOR * masks.areas + AREA_SLACK
     too_small = areas < masks.areas / AREA_FACTOR - AREA_SLACK
     # Of a mask that exceeds its image, the area may be that of the visible part.
-    return (areas <= 0) | too_large | (too_small & inside.all(axis=1))
+    contradicts = (areas <= 0) | too_large | (too_small & inside.all(axis=1))
+    return np.asarray(contradicts & ~masks.missing, dtype=np.bool_)
 
 
 def _to_corners(boxes: Floats, missing: Truths, bounds: Floats) -> Floats:

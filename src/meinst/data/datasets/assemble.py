@@ -41,6 +41,8 @@ class LabelledImage:
         label_file: name of the file that holds the labels, for messages.
         crowd: which objects are crowd regions; empty if none.
         notes: what is unusual in the label file.
+        boxes: ``x y width height`` of each object that has no mask, in pixels, else None; empty if
+            the layout has no boxes.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class LabelledImage:
     label_file: str
     crowd: Sequence[bool] = ()
     notes: Iterable[str] = ()
+    boxes: Sequence[Sequence[float] | None] = ()
 
 
 def assemble(
@@ -121,6 +124,7 @@ class _Builder:
             sizes,
             range(1, self._classes + 1),
             crowd_as_instances=self._options.crowd_as_instances,
+            boxes_alone=self._options.boxes_alone,
         )
         entries = [
             entry
@@ -151,12 +155,15 @@ class _Builder:
             count, examples = self._notes.get(note, (0, []))
             self._notes[note] = count + 1, [*examples, image.label_file][:EXAMPLES]
         crowd = image.crowd or [False] * len(image.labels)
-        for label, mask, is_crowd in zip(image.labels, image.masks, crowd, strict=True):
+        boxes = image.boxes or [None] * len(image.labels)
+        rows = zip(image.labels, image.masks, crowd, boxes, strict=True)
+        for label, mask, is_crowd, box in rows:
             yield {
                 "id": self._next,
                 "image_id": number,
                 "category_id": label + 1,
                 "segmentation": mask,
+                "bbox": box,
                 "iscrowd": int(is_crowd),
             }
             self._next += 1

@@ -49,4 +49,10 @@ def _read(path: Path, options: ReadOptions) -> CocoData:
     document = load_lists(path)
     folder = find_image_folder(document, path)
     check_document(document, path, folder, allow_outside=options.allow_outside)
-    return read_document(document, path, folder, crowd_as_instances=options.crowd_as_instances)
+    return read_document(
+        document,
+        path,
+        folder,
+        crowd_as_instances=options.crowd_as_instances,
+        boxes_alone=options.boxes_alone,
+    )

@@ -32,7 +32,12 @@ class Dataset:
         return f"{self.path}: {self.layout}, parts: {parts}"
 
     def read(
-        self, part: str, *, crowd_as_instances: bool = False, allow_outside: bool = False
+        self,
+        part: str,
+        *,
+        crowd_as_instances: bool = False,
+        allow_outside: bool = False,
+        boxes_alone: bool = False,
     ) -> CocoData:
         """Read and check a part.
 
@@ -40,6 +45,7 @@ class Dataset:
             part: its name.
             crowd_as_instances: read crowd regions as ordinary instances.
             allow_outside: allow file names that lead out of the image folder.
+            boxes_alone: read objects with a box and no mask, too.
 
         Raises:
             DatasetError: if there is no such part, or its labels are not valid.
@@ -49,7 +55,8 @@ class Dataset:
             raise DatasetError(
                 f"{self.path} has no part {part}; it has {first_few(list(self.parts))}."
             )
-        return self.parts[part].read(ReadOptions(crowd_as_instances, allow_outside))
+        options = ReadOptions(crowd_as_instances, allow_outside, boxes_alone)
+        return self.parts[part].read(options)
 
     def training_part(self) -> str:
         """The part to train on: ``train``, or the only part.

@@ -43,10 +43,12 @@ class ReadOptions:
     Attributes:
         crowd_as_instances: read crowd regions as ordinary instances.
         allow_outside: allow file names that lead out of the image folder.
+        boxes_alone: read objects with a box and no mask, too.
     """
 
     crowd_as_instances: bool = False
     allow_outside: bool = False
+    boxes_alone: bool = False
 
 
 @dataclass(frozen=True)

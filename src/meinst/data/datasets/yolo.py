@@ -159,20 +159,19 @@ def _labelled(pairs: Sequence[tuple[Path, Path]], names: Sequence[str]) -> Itera
         except UnicodeDecodeError as error:
             raise DatasetError(f"{label} is not text (UTF-8); save it as text.") from error
         labels, masks, boxes = _parse(text, width, height, len(names), label)
-        notes = [BOX_ONLY] if boxes else []
-        yield LabelledImage(image, width, height, labels, masks, label.name, notes=notes)
+        notes = [BOX_ONLY] if any(boxes) else []
+        yield LabelledImage(
+            image, width, height, labels, masks, label.name, notes=notes, boxes=boxes
+        )
 
 
 def _parse(
     text: str, width: int, height: int, classes: int, path: Path
-) -> tuple[list[int], list[Any], int]:
-    """Class and outline in pixels of each line, and the number of lines with boxes only.
-
-    Boxes have no outline; they are dropped later, as objects without a mask.
-    """
+) -> tuple[list[int], list[Any], list[list[float] | None]]:
+    """Class, outline and box in pixels of each line: one of outline and box is None."""
     labels: list[int] = []
     masks: list[Any] = []
-    boxes = 0
+    boxes: list[list[float] | None] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words:
@@ -188,7 +187,8 @@ def _parse(
             )
         labels.append(label)
         if len(words) in _BOX:
-            boxes += 1
+            x, y, w, h = values[:4]
+            boxes.append([(x - w / 2) * width, (y - h / 2) * height, w * width, h * height])
             masks.append(None)
             continue
         if len(words) < _SHORTEST or len(words) % 2 == 0:
@@ -199,6 +199,7 @@ def _parse(
             value * side for value, side in zip(values, cycle((width, height)), strict=False)
         ]
         masks.append([outline])
+        boxes.append(None)
     return labels, masks, boxes
 
 
