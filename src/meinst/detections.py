@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from meinst.codecs.base import MaskDecoder
-from meinst.ops.draw import PALETTE, blend_masks, draw_boxes, draw_captions
+from meinst.ops.draw import PALETTE, Color, blend_masks, draw_boxes, draw_captions
 from meinst.ops.outlines import mask_to_polygons, mask_to_rings
 from meinst.ops.paste import crop_masks, paste_masks, soft_masks_to_rle
 from meinst.options import printable
@@ -43,6 +43,8 @@ class Detections:
         image_size: height and width of the original image.
         codec: decodes the codes.
         class_names: names of the ``C`` classes.
+        track_ids: ``(N,)`` int64 in videos: the same number for the same object, from 1, and -1
+            without a track; None elsewhere.
 
     Raises:
         ValueError: if the fields do not fit together.
@@ -64,6 +66,7 @@ class Detections:
     image_size: tuple[int, int]
     codec: MaskDecoder
     class_names: tuple[str, ...]
+    track_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check_tensors()
@@ -87,15 +90,19 @@ class Detections:
             "boxes": (count, 4),
             "labels": (count,),
             "codes": (count, self.codec.n_components),
+            "track_ids": (count,),
         }
         for name, shape in shapes.items():
-            value: Tensor = getattr(self, name)
+            value: Tensor | None = getattr(self, name)
+            if value is None:  # no tracks
+                continue
             if tuple(value.shape) != shape:
                 raise ValueError(
                     f"Detections: {name} must have the shape {shape} for {count} scores and a "
                     f"codec of {self.codec.n_components} components, got {tuple(value.shape)}"
                 )
-            dtypes = {"labels": torch.int64, "codes": self.codec.code_dtype}
+            whole = {"labels": torch.int64, "track_ids": torch.int64}
+            dtypes = whole | {"codes": self.codec.code_dtype}
             dtype = dtypes.get(name, torch.float32)
             if value.is_floating_point() != dtype.is_floating_point:
                 expected = str(dtype).removeprefix("torch.")
@@ -144,6 +151,7 @@ class Detections:
             scores=self.scores[chosen],
             labels=self.labels[chosen],
             codes=self.codes[chosen],
+            track_ids=None if self.track_ids is None else self.track_ids[chosen],
         )
 
     def __iter__(self) -> Iterator[Detections]:
@@ -167,6 +175,7 @@ class Detections:
             scores=self.scores.to(device),
             labels=self.labels.to(device),
             codes=self.codes.to(device),
+            track_ids=None if self.track_ids is None else self.track_ids.to(device),
         )
 
     @torch.no_grad()
@@ -229,7 +238,7 @@ class Detections:
 
         Returns:
             For each detection ``image_id``, ``category_id``, ``bbox`` (x, y, width and height in
-            pixels), ``score`` and ``segmentation`` (RLE).
+            pixels), ``score`` and ``segmentation`` (RLE); with tracks also ``track_id``.
 
         Raises:
             ValueError: if the number of category ids is not that of the class names.
@@ -244,6 +253,7 @@ class Detections:
         sides = torch.cat((self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]), dim=1)
         soft_masks = self.soft_masks() if soft_masks is None else soft_masks
         masks = soft_masks_to_rle(soft_masks, self.boxes, self.image_size)
+        tracks = _track_keys(self)
         rows = zip(sides.tolist(), self.scores.tolist(), self.labels.tolist(), masks, strict=True)
         return [
             {
@@ -252,8 +262,9 @@ class Detections:
                 "bbox": side,
                 "score": score,
                 "segmentation": rle,
+                **track,
             }
-            for side, score, label, rle in rows
+            for (side, score, label, rle), track in zip(rows, tracks, strict=True)
         ]
 
     def to_supervision(self) -> supervision.Detections:
@@ -306,7 +317,8 @@ class Detections:
     ) -> np.ndarray:
         """Draw the detections over their image.
 
-        Colours are by class or, for a single class, by detection.
+        Colours are by track; else by class or, for a single class, by detection. Captions contain
+        the number of the track, if there is one.
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB, the original image.
@@ -325,9 +337,7 @@ class Detections:
         self._check_image(image, alpha)
         pixels = image.shape[0] * image.shape[1]
         few = len(self) <= min(_MAX_CAPTIONS, pixels // _PIXELS_PER_CAPTION)
-        labels = self.labels.tolist()
-        by_class = len(self.class_names) > 1
-        colors = [PALETTE[(k if by_class else n) % len(PALETTE)] for n, k in enumerate(labels)]
+        colors = self._colors()
         drawn = image.copy()
         soft_masks = self.soft_masks() if soft_masks is None else soft_masks
         crops, corners = crop_masks(soft_masks, self.boxes, self.image_size)
@@ -336,10 +346,27 @@ class Detections:
         if few if boxes is None else boxes:
             drawn = draw_boxes(drawn, sides, colors)
         if few if captions is None else captions:
-            pairs = zip(labels, self.scores.tolist(), strict=True)
-            texts = [f"{self.class_names[label]} {score:.2f}" for label, score in pairs]
-            drawn = draw_captions(drawn, sides, texts, colors)
+            drawn = draw_captions(drawn, sides, self._captions(), colors)
         return drawn
+
+    def _colors(self) -> list[Color]:
+        """The colour of each detection."""
+        numbers = self.labels.tolist() if len(self.class_names) > 1 else range(len(self))
+        if self.track_ids is not None:
+            numbers = [max(0, track_id - 1) for track_id in self.track_ids.tolist()]
+        return [PALETTE[number % len(PALETTE)] for number in numbers]
+
+    def _captions(self) -> list[str]:
+        """Class, score and track of each detection."""
+        pairs = zip(self.labels.tolist(), self.scores.tolist(), strict=True)
+        texts = [f"{self.class_names[label]} {score:.2f}" for label, score in pairs]
+        if self.track_ids is None:
+            return texts
+        ids = self.track_ids.tolist()
+        return [
+            text + f" #{track_id}" * (track_id > 0)
+            for text, track_id in zip(texts, ids, strict=True)
+        ]
 
     def _boxes_in_image(self) -> np.ndarray:
         """The boxes, clipped to the image."""
@@ -360,3 +387,10 @@ class Detections:
             )
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+
+
+def _track_keys(detections: Detections) -> list[dict[str, int]]:
+    """``track_id`` of each detection; empty dicts without tracks."""
+    if detections.track_ids is None:
+        return [{}] * len(detections)
+    return [{"track_id": track_id} for track_id in detections.track_ids.tolist()]

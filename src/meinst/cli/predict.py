@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,18 +13,20 @@ from meinst.cli.parser import parse_command
 from meinst.options import printable
 
 if TYPE_CHECKING:
+    from meinst.detector.predictor import Predictor
     from meinst.inference.predict import ImageResult
 
 EXAMPLES = """
 meinst predict holiday.jpg
 meinst predict slides/ 'more/**/*.tif' --model nuclei --output found
 meinst predict holiday.jpg --model runs/mine/best.safetensors --score-threshold 0.5
+meinst predict clip.mp4 --every 2 --start 60 --end 90
 """
 
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Segment images.
+    """Segment images and videos.
 
     Writes an overlay of each image (JPEG, named after the image) to the output folder, and for all
     images together predictions.json (COCO results, masks as RLE in the size of the original) and
@@ -35,8 +37,12 @@ class PredictArguments:
     with the same files. The exit code is 1 if an image failed, or if a folder or pattern contains
     pictures or videos of kinds that cannot be read; they are counted in a warning.
 
+    A video becomes an annotated video with its sound, tracks in MOT format (.txt), and COCO results
+    with a track_id (.json, with the frames in .images.json). Ctrl-C ends it at the current frame.
+
     Attributes:
-        sources: image files, folders (the images directly in them) or quoted glob patterns.
+        sources: image files, folders (the images directly in them), quoted glob patterns, videos,
+            addresses of streams (rtsp://...), or the number of a camera.
         model: a shipped model's name (see meinst models), a model file or an exported folder.
         output: folder for the results; created if it does not exist.
         score_threshold: smallest score of a detection, 0 to 1; by default the score that maximised
@@ -49,7 +55,11 @@ class PredictArguments:
         batch_size: images per forward pass, where they have the same size; useful on GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
         resume: continue the unfinished run in the output folder; the sources, the model and the
-            options that affect the results must be the same.
+            options that affect the results must be the same. Videos start anew.
+        every: of a video, predict one of this number of frames.
+        start: of a video, time of the first frame, in seconds.
+        end: of a video, time at which to stop, in seconds; by default its end.
+        track: in a video, give the same object the same number in all frames.
     """
 
     sources: list[str]
@@ -61,27 +71,54 @@ class PredictArguments:
     batch_size: int = 1
     device: str = "auto"
     resume: bool = False
+    every: int = 1
+    start: float = 0.0
+    end: float | None = None
+    track: bool = True
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     options = parse_command(PredictArguments, arguments, "predict", EXAMPLES, ("sources",))
 
+    from meinst.images.video import is_video
+
+    videos = [source for source in options.sources if is_video(source)]
+    images = [source for source in options.sources if source not in videos]
+    code = _predict_images(replace(options, sources=images)) if images else 0
+    if not videos:
+        return code
+    from meinst.cli.predict_video import predict_videos
+
+    failed = predict_videos(_load(options), videos, options)
+    if failed == len(videos) and (code == 2 or not images):
+        return 2
+    return min(1, failed + code)
+
+
+def _load(options: PredictArguments) -> Predictor:
     from meinst.cli.device import find_device
     from meinst.cli.memory import keep_for_reuse
+    from meinst.models.load import load
+
+    keep_for_reuse()
+    model = load(options.model).fuse().to(find_device(options.device))
+    model.input_options = model.input_options.override(options.intensity)
+    return model
+
+
+def _predict_images(options: PredictArguments) -> int:
+    """Segment images; returns the exit code."""
     from meinst.images.notes import NoteSummary
     from meinst.images.search import search_images
     from meinst.inference.predict import predict_files
     from meinst.inference.results import RESULTS
-    from meinst.models.load import load
 
     found = search_images(options.sources)
     sources = _without_overlays(found.images, options.output)
     if found.left_out:
         print("warning:", found, file=sys.stderr)
-    keep_for_reuse()
-    model = load(options.model).fuse().to(find_device(options.device))
-    model.input_options = model.input_options.override(options.intensity)
+    model = _load(options)
     notes = NoteSummary()
 
     def report(result: ImageResult) -> None:

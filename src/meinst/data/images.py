@@ -306,7 +306,7 @@ def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, UnidentifiedImageError):
         kind = unreadable_kind(path)
         if kind is not None:
-            return f"is {kind.noun}, which cannot be read; {kind.remedy}."
+            return f"is {kind.noun}, which cannot be read as an image; {kind.remedy}."
         return f"is not an image that Pillow {PIL.__version__} can read."
     if isinstance(error, OSError) and error.errno is not None:  # from the operating system
         return f"cannot be read: {error.strerror}."

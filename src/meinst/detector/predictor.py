@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
@@ -266,6 +267,44 @@ class Predictor(nn.Module, ABC):
         for text in dict.fromkeys(text for each in notes for text in each.warnings):
             warnings.warn(text, stacklevel=2)
         return detections if several else detections[0]
+
+    def track(
+        self,
+        frames: str | Path | Iterable[ModelInput],
+        *,
+        rate: float | None = None,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Iterator[Detections]:
+        """Follow objects through a video.
+
+        Args:
+            frames: a video file, the address of a stream, or images as for :meth:`predict`, in
+                order.
+            rate: frames per second; by default that of the video, or 30 for images.
+            score_threshold: smallest score of an object's first detection, 0 to 1; the model's own
+                if None. Detections down to half of it continue a track.
+            max_detections: limit of detections per frame; the model's own if None.
+
+        Yields:
+            For each frame the detections that reach the threshold or continue a track, best first.
+            Those of the same object have the same number in ``track_ids``; -1 means that the object
+            was seen in one frame only so far.
+
+        Raises:
+            ValueError: if the video cannot be read, or a threshold is out of range.
+            ImportError: if the packages of ``meinst[video]`` are missing.
+
+        Examples:
+            >>> for found in meinst.load("photos").track("clip.mp4"):  # doctest: +SKIP
+            ...     print(found.track_ids.tolist(), found.boxes.tolist())
+        """
+        from meinst.detector.track import track_images, track_video  # which uses this class
+
+        selection = self.selection.override(score_threshold, max_detections)
+        if isinstance(frames, (str, Path)):
+            return track_video(self, frames, rate, selection)
+        return track_images(self, frames, rate or 30.0, selection)
 
     @torch.no_grad()
     def predict_batch(

@@ -37,7 +37,7 @@ UNREADABLE_KINDS = (
     UnreadableKind(
         "a video",
         "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv",
-        "save its frames as images, for example with `ffmpeg -i FILE frame_%06d.png`",
+        "give its name to `meinst predict`, or to the `track` method of a model",
     ),
     UnreadableKind(
         "a slide or microscope image",

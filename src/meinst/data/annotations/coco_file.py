@@ -158,12 +158,7 @@ class _FileChecks:
             ("annotations", annotations),
             ("categories", categories),
         ):
-            ids = column(entries, "id")
-            self._add(_repeated(ids), f"duplicate ids in {name}", "id")
-            negative = [str(number) for number in ids if number < 0]
-            self._add(negative, f"negative ids in {name}", "id")
-            large = [str(number) for number in ids if number > MAX_ID]
-            self._add(large, f"ids above 64 bits in {name}", "id")
+            self._check_ids(name, column(entries, "id"))
         # Evaluation matches classes by name, so names must be unique.
         names = _repeated(e["name"] for e in self.categories)
         self._add(names, "duplicate names in categories", "name")
@@ -183,6 +178,14 @@ class _FileChecks:
             if len(unknown) > MANY * len(annotations):
                 fault = f"annotations (of {len(annotations)}) with an unknown {key}"
                 self._add(unknown, fault, "annotation")
+
+    def _check_ids(self, name: str, ids: list[int]) -> None:
+        """Check the ids of a list."""
+        self._add(_repeated(ids), f"duplicate ids in {name}", "id")
+        negative = [str(number) for number in ids if number < 0]
+        self._add(negative, f"negative ids in {name}", "id")
+        large = [str(number) for number in ids if number > MAX_ID]
+        self._add(large, f"ids above 64 bits in {name}", "id")
 
     def image_files(self, folder: Path, *, allow_outside: bool) -> None:
         """Check that all image files exist, and lie in the folder."""

@@ -1,0 +1,151 @@
+"""Write annotated videos with the sound of their source."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meinst.files import open_atomically
+from meinst.images.video import import_av
+from meinst.options import printable
+
+log = logging.getLogger("meinst")
+
+_TIME_BASE = Fraction(1, 90_000)  # times of frames need not be regular
+_ENCODERS = (("libx264", {"preset": "veryfast", "crf": "20"}), ("mpeg4", {"q:v": "3"}))
+_SOUNDS = ("aac", "mp3", "ac3", "opus")  # what MP4 can contain
+
+
+class VideoWriter:
+    """An MP4 file that appears when it is complete; a context manager.
+
+    Args:
+        path: the file.
+        rate: frames per second, for players; frames have times of their own.
+        sound: the video whose first audio stream is copied; None for no sound.
+        start: time in ``sound`` of the first frame, in seconds.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, rate: Fraction, sound: Path | None = None, start: float = 0.0
+    ) -> None:
+        self._rate = rate
+        self._start = start
+        self._stack = ExitStack()
+        file = self._stack.enter_context(open_atomically(path))
+        self._container = self._stack.enter_context(import_av().open(file, "w", format="mp4"))
+        self._video: Any = None
+        self._sound = _Sound(self._container, sound, start) if sound is not None else None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        with self._stack:  # an error raised here removes the incomplete file
+            if error is not None:
+                raise error
+            if self._video is not None:
+                self._container.mux(self._video.encode())
+
+    def write(self, pixels: NDArray[np.uint8], seconds: float) -> None:
+        """Append a frame.
+
+        Args:
+            pixels: ``(H, W, 3)`` uint8 RGB; all of the same size.
+            seconds: its time from the beginning of the source.
+        """
+        frame = import_av().VideoFrame.from_ndarray(_even(pixels), format="rgb24")
+        if self._video is None:
+            self._video = self._add_stream(frame.width, frame.height)
+        frame.pts = round((seconds - self._start) / _TIME_BASE)
+        frame.time_base = _TIME_BASE
+        self._container.mux(self._video.encode(frame))
+        if self._sound is not None:
+            self._sound.copy(seconds)
+
+    def finish(self, seconds: float) -> None:
+        """Copy the sound up to a time."""
+        if self._sound is not None and self._video is not None:
+            self._sound.copy(seconds)
+
+    def _add_stream(self, width: int, height: int) -> Any:
+        """The video stream, by the first encoder that this build has."""
+        av = import_av()
+        name, options = next((n, o) for n, o in _ENCODERS if n in av.codecs_available)
+        stream = self._container.add_stream(name, rate=self._rate, options=options)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = stream.codec_context.time_base = _TIME_BASE
+        return stream
+
+
+class _Sound:
+    """Packets of the first audio stream of a file, copied as the pictures advance."""
+
+    def __init__(self, target: Any, source: Path, start: float) -> None:
+        self._target = target
+        self._start = start
+        self._stream: Any = None
+        self._packets: Iterator[Any] = iter(())
+        self._waiting: deque[Any] = deque(maxlen=1)
+        container = import_av().open(f"file:{source}")
+        streams = container.streams.audio
+        if not streams:
+            container.close()
+            return
+        if streams[0].codec_context.name not in _SOUNDS:
+            log.warning(
+                "%s: its sound (%s) does not fit into an MP4 file and is left out",
+                printable(str(source)),
+                streams[0].codec_context.name,
+            )
+            container.close()
+            return
+        self._container = container
+        self._stream = target.add_stream_from_template(streams[0])
+        self._packets = container.demux(streams[0])
+
+    def copy(self, seconds: float) -> None:
+        """Copy the packets up to a time of the source."""
+        while self._stream is not None:
+            packet = self._waiting.pop() if self._waiting else next(self._packets, None)
+            if packet is None:
+                return
+            if packet.pts is None:  # the end, or not to be shown
+                continue
+            time = float(packet.pts * packet.time_base)
+            if time > seconds:
+                self._waiting.append(packet)
+                return
+            if self._start and time < self._start:  # encoders begin before 0
+                continue
+            shift = round(self._start / packet.time_base)
+            packet.pts -= shift
+            packet.dts = packet.pts if packet.dts is None else packet.dts - shift
+            packet.stream = self._stream
+            self._target.mux(packet)
+
+
+def _even(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Repeat the last row and column where a side is odd; encoders need even ones."""
+    height, width = pixels.shape[:2]
+    if height % 2 == width % 2 == 0:
+        return np.ascontiguousarray(pixels)
+    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
