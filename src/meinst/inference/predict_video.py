@@ -76,10 +76,8 @@ def predict_video(
         on_frame: called after each frame.
 
     Raises:
-        FileExistsError: if the output contains other results of the same name.
-        FileNotFoundError: if the source does not exist.
         ImportError: if the packages of ``meinst[video]`` are missing.
-        OSError: if the output cannot be written, or is in use.
+        OSError: if there is no such source, or the output cannot be written or is in use.
         VideoError: if the video cannot be read, or its frames change their size.
     """
     selection, chosen = selection or model.selection, frames or FrameRange()
