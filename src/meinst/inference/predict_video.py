@@ -89,13 +89,12 @@ def predict_video(
         with _Results(model, video, files, chosen, source) as results:
             try:
                 for frame, found in _predict(model, video, chosen, selection, tracker):
-                    results.add(frame, found)
-                    (on_frame or (lambda: None))()
+                    results.add(frame, found, on_frame)
             except KeyboardInterrupt:
                 log.warning("%s: stopped after %d frames", video.name, results.frames)
+        counts = results.frames, results.detections, len(results.tracks)
         seconds = time.perf_counter() - started
-        figures = results.frames, results.detections, len(results.tracks), seconds
-        return VideoSummary(str(source), files, *figures, video.broken)
+        return VideoSummary(str(source), files, *counts, seconds, video.broken)
 
 
 def _make_tracker(
@@ -165,11 +164,15 @@ class _Results:
             self._wait()
             self._finish()
 
-    def add(self, frame: VideoFrame, detections: Detections) -> None:
+    def add(
+        self, frame: VideoFrame, detections: Detections, on_frame: Callable[[], None] | None
+    ) -> None:
         """Write a frame; returns once the one before it has been written."""
         self._wait()
         self.frames += 1
         self._waiting = self._thread.submit(self._write, self.frames, frame, detections)
+        if on_frame is not None:
+            on_frame()
 
     def _wait(self) -> None:
         if self._waiting is not None:
