@@ -161,7 +161,8 @@ class RegionImage(ABC):
                 block = x, y, min(x + side, right), min(y + side, bottom)
                 pixels = Image.fromarray(self.read(block, level, blank=blank)).reduce(factor)
                 row, column = (y - top) // factor, (x - left) // factor
-                reduced[row : row + pixels.height, column : column + pixels.width] = pixels
+                place = slice(row, row + pixels.height), slice(column, column + pixels.width)
+                reduced[place] = np.asarray(pixels)
         return reduced
 
 

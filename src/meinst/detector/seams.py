@@ -78,7 +78,9 @@ class Findings:
     def _view(self) -> Detections:
         """All detections, on the CPU and without a copy; invalid after the next one is added."""
         assert self._template is not None
-        fields = {name: torch.from_numpy(self._arrays[name][: self._count]) for name in _FIELDS}
+        fields: dict[str, Any] = {
+            name: torch.from_numpy(self._arrays[name][: self._count]) for name in _FIELDS
+        }
         return replace(self._template, **fields)
 
     def merge(self, max_detections: int | None = None) -> Detections:
@@ -107,7 +109,9 @@ class Findings:
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
     """Detections of the same image and codec, one after the other."""
-    fields = {name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS}
+    fields: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS
+    }
     return replace(parts[0], **fields)
 
 

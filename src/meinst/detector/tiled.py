@@ -280,9 +280,9 @@ class _Looker:
         boxes = moved.boxes.cpu().numpy()
         sides = boxes[:, 2:] - boxes[:, :2]
         cut = cut_sides(boxes, window, size, plan.margin)
-        short = (cut & (sides < _COMPLETE_SHARE * plan.complete)).any(axis=1)
-        kept = ~short & (sides.max(axis=1, initial=0) >= plan.smallest)
-        return moved[kept], number, cut.any(axis=1)[kept]
+        short: NDArray[np.bool_] = (cut & (sides < _COMPLETE_SHARE * plan.complete)).any(axis=1)
+        kept: NDArray[np.bool_] = ~short & (sides.max(axis=1, initial=0) >= plan.smallest)
+        return moved[kept], number, cut[kept].any(axis=1)
 
 
 def _dense(model: Predictor, plan: Pass, selection: SelectOptions) -> SelectOptions:

@@ -42,7 +42,7 @@ def _inside(boxes: np.ndarray, begin: int, end: int, x1, y1, x2, y2, found: np.n
 
 
 @compiled
-def _overlap_in(a: np.ndarray, b: np.ndarray, x1, y1, x2, y2) -> np.float64:  # type: ignore[no-untyped-def]
+def _overlap_in(a: np.ndarray, b: np.ndarray, x1, y1, x2, y2) -> float:  # type: ignore[no-untyped-def]
     """IoU of two boxes inside a region."""
     a1, b1, a2, b2 = max(a[0], x1), max(a[1], y1), min(a[2], x2), min(a[3], y2)
     u1, v1, u2, v2 = max(b[0], x1), max(b[1], y1), min(b[2], x2), min(b[3], y2)
