@@ -108,8 +108,12 @@ class Pictures:
                     Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR)
                 )
             self.pixels.append(pixels)
+            stored = record.height, record.width
             self.masks.append(
-                [(entry["category_id"], _mask(entry, size)) for entry in by_image[record.id]]
+                [
+                    (entry["category_id"], _mask(entry, stored, size))
+                    for entry in by_image[record.id]
+                ]
             )
 
     def write_single(self, folder: Path) -> CocoData:
@@ -156,8 +160,15 @@ class Pictures:
         return read_coco(folder / "annotations.json", folder)
 
 
-def _mask(entry: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    whole = coco_mask.decode(entry["segmentation"]).astype(np.uint8) * 255
+def _mask(
+    entry: dict[str, Any], stored: tuple[int, int], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    runs = entry["segmentation"]
+    if isinstance(runs, list):  # polygons
+        runs = coco_mask.merge(coco_mask.frPyObjects(runs, *stored))
+    elif isinstance(runs["counts"], list):
+        runs = coco_mask.frPyObjects(runs, *stored)
+    whole = coco_mask.decode(runs).astype(np.uint8) * 255
     resized = Image.fromarray(whole).resize(size[::-1], Image.Resampling.BILINEAR)
     mask: NDArray[np.bool_] = np.asarray(resized) >= 128
     return mask

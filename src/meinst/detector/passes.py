@@ -31,6 +31,7 @@ Tile: TypeAlias = Literal["auto", "off"] | int
 COARSER = 4
 """Factor between the scales of two passes."""
 
+_PADDING = 32  # inputs are padded to multiples of this
 _OVERLAP_STRIDES = 32  # so that an object that one pass leaves to the next spans 8 strides there
 _MARGIN = 4.0  # boxes that end this close to a window's border are cut, in pixels of the input
 
@@ -149,7 +150,9 @@ def plan_passes(
     passes: list[Pass] = []
     smallest = 0.0
     while max(size) > side:
-        passes.append(Pass(window_grid(size, side, overlap), scale, overlap, smallest))
+        multiple = max(1, round(_PADDING / scale))
+        grid = window_grid(size, side, overlap, multiple)
+        passes.append(Pass(grid, scale, overlap, smallest))
         # Boxes are not exact, so both passes may keep objects of about this size.
         smallest = 0.8 * passes[-1].complete
         side, overlap, scale = side * COARSER, overlap * COARSER, scale / COARSER
@@ -175,5 +178,5 @@ def _finest_window(
         own = resized_size(tiles.tile, tiles.tile, resize)[0] / tiles.tile
         return tiles.tile, scale or own
     scale = scale or 1.0
-    side = min(2 * resize.shorter_side, resize.longer_side) // 32 * 32
-    return max(MIN_TILE, round(max(side, 32) / scale)), scale
+    side = min(2 * resize.shorter_side, resize.longer_side) // _PADDING * _PADDING
+    return max(MIN_TILE, round(max(side, _PADDING) / scale)), scale

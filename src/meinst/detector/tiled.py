@@ -282,7 +282,8 @@ class _Looker:
         cut = cut_sides(boxes, window, size, plan.margin)
         short: NDArray[np.bool_] = (cut & (sides < _COMPLETE_SHARE * plan.complete)).any(axis=1)
         kept: NDArray[np.bool_] = ~short & (sides.max(axis=1, initial=0) >= plan.smallest)
-        return moved[kept], number, cut[kept].any(axis=1)
+        is_cut: NDArray[np.bool_] = cut[kept].any(axis=1)
+        return moved[kept], number, is_cut
 
 
 def _dense(model: Predictor, plan: Pass, selection: SelectOptions) -> SelectOptions:

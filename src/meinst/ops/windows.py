@@ -25,21 +25,42 @@ def window_starts(length: int, side: int, overlap: int) -> NDArray[np.int64]:
     return starts
 
 
-def window_grid(size: tuple[int, int], side: int, overlap: int) -> NDArray[np.int64]:
-    """Windows that cover an image, row by row.
+def shortest_side(length: int, side: int, overlap: int, multiple: int = 1) -> int:
+    """Side of as few windows as with ``side`` that share no more than they must.
+
+    Args:
+        length: of the image, in pixels.
+        side: largest side of a window, in pixels.
+        overlap: pixels that neighbours share at least; below ``side``.
+        multiple: the side is rounded up to a multiple of this, but not above ``side``.
+    """
+    if length <= side:
+        return side
+    count = -(-(length - overlap) // (side - overlap))
+    shortest = -(-(length + (count - 1) * overlap) // count)
+    return min(side, -(-shortest // multiple) * multiple)
+
+
+def window_grid(
+    size: tuple[int, int], side: int, overlap: int, multiple: int = 1
+) -> NDArray[np.int64]:
+    """Windows that cover an image, row by row; as few and as small as possible.
 
     An object that is at most ``overlap`` pixels wide and high lies completely in one of them.
 
     Args:
         size: height and width of the image.
-        side: of a window, in pixels; shorter at images that are smaller.
+        side: largest side of a window, in pixels.
         overlap: pixels that neighbours share at least; below ``side``.
+        multiple: sides below ``side`` are multiples of this, except in smaller images.
 
     Returns:
         ``(M, 4)`` ``x1 y1 x2 y2``.
     """
-    y, x = np.meshgrid(*(window_starts(each, side, overlap) for each in size), indexing="ij")
-    ends = np.minimum(x + side, size[1]), np.minimum(y + side, size[0])
+    height, width = (shortest_side(each, side, overlap, multiple) for each in size)
+    rows, columns = window_starts(size[0], height, overlap), window_starts(size[1], width, overlap)
+    y, x = np.meshgrid(rows, columns, indexing="ij")
+    ends = np.minimum(x + width, size[1]), np.minimum(y + height, size[0])
     return np.stack((x, y, *ends), axis=-1).reshape(-1, 4)
 
 
