@@ -94,6 +94,9 @@ class RegionImage(ABC):
             ImageError: if a part of it is damaged, unless ``blank``.
         """
 
+    def release(self) -> None:  # noqa: B027
+        """Free what is kept in memory for the next regions."""
+
     def close(self) -> None:  # noqa: B027
         """Close the file, if there is one."""
 
@@ -230,6 +233,10 @@ class TiffImage(RegionImage):
         except DamagedRegionError as error:
             raise ImageError(f"{self.name}: {error}; restore the file.") from error
         return turn(values_to_rgb(values, self.stretch, self._opaque), self._file.orientation)
+
+    def release(self) -> None:
+        """Free the decoded tiles and strips."""
+        self._file.cache.clear()
 
     def close(self) -> None:
         """Close the file."""

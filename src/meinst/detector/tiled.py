@@ -189,6 +189,7 @@ def predict_windows(
             progress.advance()
         else:
             looker.predict(found, batch_size, progress, lost)
+    image.release()
     if len(lost) == len(passes[0].windows):
         raise ImageError(lost[0])
     notes = ImageNotes(

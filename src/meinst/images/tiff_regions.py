@@ -223,6 +223,11 @@ class SegmentCache:
             _, dropped = self._items.popitem(last=False)
             self._bytes -= 0 if dropped is None else dropped.nbytes
 
+    def clear(self) -> None:
+        """Drop all segments."""
+        self._items.clear()
+        self._bytes = 0
+
 
 class TiffRegions:
     """A TIFF file that is open for reading regions of its first image.
@@ -232,6 +237,7 @@ class TiffRegions:
 
     Attributes:
         levels: the image and its smaller copies, largest first.
+        cache: decoded tiles and strips of all levels.
         orientation: EXIF orientation, 1 to 8.
         pixel_size: side of a pixel in micrometres; None if the file does not state it.
         pages: number of pages; reduced copies do not count.
@@ -246,11 +252,11 @@ class TiffRegions:
         self._file = TiffFile(path)
         try:
             page = self._file.pages.first
-            cache = SegmentCache()
-            self.levels = [TiffLevel(page, cache)]
+            self.cache = SegmentCache()
+            self.levels = [TiffLevel(page, self.cache)]
             for smaller in _smaller_copies(self._file, page):
                 with suppress(UnsupportedImageError):
-                    self.levels.append(TiffLevel(smaller, cache))
+                    self.levels.append(TiffLevel(smaller, self.cache))
             orientation = int(page.tags.valueof(_ORIENTATION, 1))
             self.orientation = orientation if orientation in range(1, 9) else 1
             self.pixel_size = tiff_pixel_size(self._file, page)

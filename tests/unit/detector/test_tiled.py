@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from meinst.data.regions import ArrayRegions
 from meinst.detections import Detections
 from meinst.detector.meinst import MEInst
 from meinst.detector.passes import TileOptions
+from meinst.detector.seams import concatenate
 from meinst.detector.tiled import predict_windows
 
 TILES = TileOptions(128)
@@ -88,35 +91,30 @@ def test_touching_objects_stay_apart() -> None:
     check_each_once(find(picture), masks)
 
 
-def test_large_object_does_not_hide_small_ones_of_its_own() -> None:
-    """Coarse detections that are several finer ones are dropped."""
-    rng = np.random.default_rng(3)
-    picture, masks = draw_discs((400, 400), random_discs(rng, (400, 400), 80, 10, 18))
+@pytest.mark.parametrize(("radius", "lumps"), [(12.4, 0), (7.0, 1)])
+def test_large_detection_that_is_many_small_ones_is_dropped(radius: float, lumps: int) -> None:
+    """Discs that are 26 pixels apart cover 71 % of their ground, smaller ones 23 %."""
+    discs = [(26.0 * x + 20, 26.0 * y + 20, radius) for x in range(15) for y in range(15)]
+    picture, masks = draw_discs((400, 400), discs)
 
     class Lumping(Oracle):
         def _find(self, image):  # type: ignore[no-untyped-def]
             found = super()._find(image)
             if image.original.shape[0] < 400:
                 return found
-            box = torch.tensor([[20.0, 20.0, 380.0, 380.0]])
-            lump = Detections(
-                box,
-                torch.tensor([0.6]),
-                torch.zeros(1, dtype=torch.int64),
-                found.codec.encode(torch.ones(1, 28, 28) * 0.6),
-                found.image_size,
-                found.codec,
-                found.class_names,
+            lump = replace(
+                found,
+                boxes=torch.tensor([[7.0, 7.0, 397.0, 397.0]]),
+                scores=torch.tensor([0.6]),
+                labels=torch.zeros(1, dtype=torch.int64),
+                codes=found.codec.encode(torch.ones(1, 28, 28)),
             )
-            from meinst.detector.seams import concatenate
-
             return concatenate([found, lump])
 
-    lumped = find(picture, Lumping())
-    kept = lumped[(lumped.boxes[:, 2] - lumped.boxes[:, 0]) < 100]
-    check_each_once(kept, masks)
-    # Discs cover less than half of the lump, so it stays; it is dropped where they cover more.
-    assert len(lumped) - len(kept) <= 1
+    found = find(picture, Lumping())
+    large = found.boxes[:, 2] - found.boxes[:, 0] > 100
+    assert int(large.sum()) == lumps
+    check_each_once(found[~large], masks, 0.75)
 
 
 def test_limit_holds_for_the_whole_image() -> None:
