@@ -44,7 +44,7 @@ from meinst.data.images import load_image
 from meinst.data.regions import RegionImage, TiffImage
 from meinst.data.transforms import ResizedImage, resized_size
 from meinst.detections import Detections
-from meinst.detector.passes import TileOptions
+from meinst.detector.passes import Tile, TileOptions
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
 from meinst.detector.tiled import predict_windows
@@ -204,7 +204,7 @@ def mosaic(options: argparse.Namespace) -> None:
         pictures.masks = pictures.masks[: options.limit]
     single = pictures.write_single(options.output / "single")
     whole = pictures.write_mosaic(options.output / "mosaic", options.side)
-    tile = int(options.tile) if options.tile.isdigit() else options.tile
+    tile = _tile(options.tile)
     runs = (
         ("one by one", single, TileOptions("off"), None),
         ("mosaic, untiled", whole, TileOptions("off"), 10_000),
@@ -223,6 +223,10 @@ def mosaic(options: argparse.Namespace) -> None:
         ]
         box = f"{100 * (found.bbox.ap or 0):.1f}"
         print(f"| {name} | {' | '.join(segm)} | {box} | {found.detections} | {took:.0f} |")
+
+
+def _tile(text: str) -> Tile:
+    return int(text) if text.isdigit() else text  # type: ignore[return-value]
 
 
 def _validation(folder: Path) -> CocoData:
@@ -368,7 +372,7 @@ def predict(options: argparse.Namespace) -> None:
     image: RegionImage = TiffImage(options.slide)
     if options.region:
         image = Part(image, tuple(options.region))
-    tile = int(options.tile) if options.tile.isdigit() else options.tile
+    tile = _tile(options.tile)
     start = time.perf_counter()
 
     def report(done: int, total: int) -> None:
@@ -402,7 +406,7 @@ def speed(options: argparse.Namespace) -> None:
     picture = np.ascontiguousarray(picture[: options.side, : options.side])
     megapixels = options.side**2 / 1e6
     runs = {
-        "meinst": lambda: len(model.predict(picture, tile=options.tile)),
+        "meinst": lambda: len(model.predict(picture, tile=_tile(options.tile))),
         "InferenceSlicer, our model": _slicer(model, picture, options),
         "SAHI, torchvision's Mask R-CNN": _sahi(picture, options),
     }
@@ -437,15 +441,21 @@ def _slicer(model: Predictor, picture: Pixels, options: argparse.Namespace) -> A
 def _sahi(picture: Pixels, options: argparse.Namespace) -> Any:
     """SAHI driving torchvision's Mask R-CNN (ResNet-50), with windows of 512 pixels.
 
-    The network has random weights, unless `--peer` gives some: it then finds next to nothing, which
-    spares SAHI the masks.
+    Without `--peer`, the network has random weights and finds nothing, which spares SAHI the masks.
     """
     from sahi import AutoDetectionModel
     from sahi.predict import get_sliced_prediction
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     torch.manual_seed(0)
-    network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
+    network = maskrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=2,
+        min_size=512,
+        max_size=512,
+        box_score_thresh=1.0 if options.peer is None else 0.3,
+    )
     if options.peer is not None:
         network.load_state_dict(torch.load(options.peer, weights_only=True))
     peer = AutoDetectionModel.from_pretrained(
@@ -466,6 +476,7 @@ def _sahi(picture: Pixels, options: argparse.Namespace) -> Any:
             slice_width=512,
             overlap_height_ratio=overlap,
             overlap_width_ratio=overlap,
+            perform_standard_pred=False,
             verbose=0,
         )
         return len(result.object_prediction_list)

@@ -283,7 +283,7 @@ class _Looker:
         cut = cut_sides(boxes, window, size, plan.margin)
         short: NDArray[np.bool_] = (cut & (sides < _COMPLETE_SHARE * plan.complete)).any(axis=1)
         kept: NDArray[np.bool_] = ~short & (sides.max(axis=1, initial=0) >= plan.smallest)
-        is_cut: NDArray[np.bool_] = cut[kept].any(axis=1)
+        is_cut: NDArray[np.bool_] = (cut[:, 0] | cut[:, 1])[kept]
         return moved[kept], number, is_cut
 
 
