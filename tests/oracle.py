@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from meinst.codecs.packed import PackedMaskCodec
+from meinst.data.images import Picture
 from meinst.data.transforms import ResizedImage, ResizeOptions, resize_image
 from meinst.detections import Detections
 from meinst.detector.select import SelectOptions
@@ -79,7 +80,8 @@ class Oracle:
         self.selection = SelectOptions(score_threshold=0.1)
         self.class_names = ("disc",)
 
-    def resize(self, image: np.ndarray) -> ResizedImage:
+    def resize(self, image: np.ndarray | Picture) -> ResizedImage:
+        image = image.pixels if isinstance(image, Picture) else image
         resized = resize_image(image, self.resize_options)
         shrink = max(image.shape[:2]) / max(resized.shape[:2])
         return ResizedImage(image, resized, ImageNotes(shrink=shrink))

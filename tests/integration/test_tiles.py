@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from conftest import SyntheticData
+from conftest import SyntheticData, column_runs
+from oracle import Oracle, draw_discs, random_discs
 from PIL import Image
 
 from meinst.cli.main import main
-from meinst.data.coco import read_coco
+from meinst.data.coco import CocoData, read_coco
 from meinst.detector.meinst import MEInst
 from meinst.detector.passes import TileOptions
 from meinst.inference.evaluate import evaluate
@@ -158,6 +159,75 @@ def test_evaluation_of_images_that_fit_does_not_change(
     assert evaluate(tiny_model, data, tiles=TileOptions(220)) == before
     windows = evaluate(tiny_model, data, tiles=TileOptions(96))
     assert windows.detections > before.detections
+
+
+def write_pictures(folder: Path, name: str, pictures: dict[str, tuple[Any, Any]]) -> CocoData:
+    """PNG files and annotations of their discs."""
+    content: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "disc"}],
+    }
+    for image_id, (file_name, (pixels, masks)) in enumerate(pictures.items(), start=1):
+        Image.fromarray(pixels).save(folder / file_name)
+        height, width = pixels.shape[:2]
+        content["images"].append(
+            {"id": image_id, "file_name": file_name, "width": width, "height": height}
+        )
+        for mask in masks:
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            box = [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "segmentation": {"size": [height, width], "counts": column_runs(mask)},
+                    "bbox": [float(side) for side in box],
+                    "area": float(mask.sum()),
+                    "iscrowd": 0,
+                }
+            )
+    (folder / name).write_text(json.dumps(content))
+    return read_coco(folder / name, folder)
+
+
+def test_mosaic_is_measured_like_its_pictures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    size, rows, columns = (128, 128), 3, 4
+    drawn, shapes = [], []
+    for number in range(rows * columns):
+        discs = random_discs(rng, size, 8, 5, 18)
+        # Every object of the mosaic has a colour of its own.
+        picture, masks = draw_discs(size, [*[(0.0, 0.0, 0.0)] * (8 * number), *discs])
+        drawn.append(picture)
+        shapes.append(masks[8 * number :])
+    single = write_pictures(
+        tmp_path,
+        "single.json",
+        {f"{n}.png": pair for n, pair in enumerate(zip(drawn, shapes, strict=True))},
+    )
+    strips = [np.hstack(drawn[row * columns : (row + 1) * columns]) for row in range(rows)]
+    mosaic = np.vstack(strips)
+    whole_masks = []
+    for number, masks in enumerate(shapes):
+        top, left = 128 * (number // columns), 128 * (number % columns)
+        for mask in masks:
+            whole = np.zeros(mosaic.shape[:2], np.bool_)
+            whole[top : top + 128, left : left + 128] = mask
+            whole_masks.append(whole)
+    together = write_pictures(tmp_path, "mosaic.json", {"mosaic.png": (mosaic, whole_masks)})
+    oracle: Any = Oracle()
+    before = evaluate(oracle, single, tiles=TileOptions(128))
+    tiled = evaluate(oracle, together, tiles=TileOptions(128))
+    untiled = evaluate(oracle, together, tiles=TileOptions("off"))
+    assert tiled.instances == before.instances
+    assert before.segm.ap is not None
+    assert before.segm.ap > 0.8
+    assert tiled.segm.ap == pytest.approx(before.segm.ap, abs=0.02)
+    assert (untiled.segm.ap or 0) < before.segm.ap - 0.1
+    (note,) = tiled.notes
+    assert note.startswith("note: 1 image predicted in windows")
 
 
 def draw_nuclei(size: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
