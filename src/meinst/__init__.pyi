@@ -9,6 +9,7 @@ from .data.images import load_image
 from .data.metrics import coco_metrics
 from .detections import Detections
 from .detector.meinst import MEInst
+from .detector.passes import TileOptions
 from .detector.predictor import Predictor
 from .detector.select import SelectOptions
 from .diagnosis.diagnose import Diagnosis, diagnose
@@ -36,6 +37,7 @@ __all__ = [
     "Predictor",
     "Recipe",
     "SelectOptions",
+    "TileOptions",
     "TrainOptions",
     "__version__",
     "coco_metrics",

@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from meinst.codecs.base import MaskDecoder
-from meinst.ops.draw import PALETTE, Color, blend_masks, draw_boxes, draw_captions
+from meinst.ops.draw import PALETTE, Color, draw_objects
 from meinst.ops.outlines import mask_to_polygons, mask_to_rings
-from meinst.ops.paste import crop_masks, paste_masks, soft_masks_to_rle
+from meinst.ops.paste import MAX_RLE_PIXELS, crop_masks, paste_masks, soft_masks_to_rle
 from meinst.options import printable
 
 if TYPE_CHECKING:
     import supervision
 
-# With more objects than this, boxes and captions would hide the picture.
-_MAX_CAPTIONS = 30
-_PIXELS_PER_CAPTION = 8000
 _MAX_COORDINATE = 2**24  # up to here, float32 holds every integer
+_AT_ONCE = 4096  # masks that are decoded together, where all are not needed at the same time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -178,6 +176,24 @@ class Detections:
             track_ids=None if self.track_ids is None else self.track_ids.to(device),
         )
 
+    def resized(self, image_size: tuple[int, int]) -> Detections:
+        """The same detections in an image of another size.
+
+        Args:
+            image_size: height and width of the resized image.
+        """
+        factors = [new / old for new, old in zip(image_size, self.image_size, strict=True)]
+        scale = self.boxes.new_tensor([factors[1], factors[0]]).repeat(2)
+        return replace(self, boxes=self.boxes * scale, image_size=image_size)
+
+    def parts(self, count: int = _AT_ONCE) -> Iterator[Detections]:
+        """The detections in parts, so that few masks are decoded at once.
+
+        Args:
+            count: detections of a part.
+        """
+        return (self[first : first + count] for first in range(0, len(self), count))
+
     @torch.no_grad()
     def soft_masks(self) -> Tensor:
         """Decode the masks: ``(N, S, S)`` of 0 to 1, stretched over their boxes; cut at 0.5."""
@@ -191,7 +207,11 @@ class Detections:
 
     def rle(self) -> list[dict[str, Any]]:
         """Masks as compressed COCO RLE: dicts of ``size`` and ``counts`` (``str``)."""
-        return soft_masks_to_rle(self.soft_masks(), self.boxes, self.image_size)
+        return [
+            rle
+            for part in self.parts()
+            for rle in soft_masks_to_rle(part.soft_masks(), part.boxes, part.image_size)
+        ]
 
     def polygons(self) -> list[list[list[float]]]:
         """Masks as COCO polygons, which pycocotools rasterises to exactly the same pixels.
@@ -202,11 +222,7 @@ class Detections:
             width, which shapely rejects; :meth:`rings` does without. See
             :func:`meinst.ops.outlines.mask_to_polygons`.
         """
-        crops, corners = crop_masks(self.soft_masks(), self.boxes, self.image_size)
-        return [
-            mask_to_polygons(crop, (x, y))
-            for crop, (x, y) in zip(crops, corners.tolist(), strict=True)
-        ]
+        return [mask_to_polygons(crop, corner) for crop, corner in self._crops()]
 
     def rings(self) -> list[list[tuple[np.ndarray, list[np.ndarray]]]]:
         """Masks as valid polygons with holes, for GeoJSON and shapely.
@@ -216,11 +232,13 @@ class Detections:
             ``(V, 2)`` int64 corners x, y in pixels of the image; none for an empty mask. With
             shapely: ``MultiPolygon(rings)``. See :func:`meinst.ops.outlines.mask_to_rings`.
         """
-        crops, corners = crop_masks(self.soft_masks(), self.boxes, self.image_size)
-        return [
-            mask_to_rings(crop, (x, y))
-            for crop, (x, y) in zip(crops, corners.tolist(), strict=True)
-        ]
+        return [mask_to_rings(crop, corner) for crop, corner in self._crops()]
+
+    def _crops(self) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        """The mask of each detection inside its box, bool, and x and y of its first pixel."""
+        for part in self.parts():
+            crops, corners = crop_masks(part.soft_masks(), part.boxes, part.image_size)
+            yield from zip(crops, map(tuple, corners.tolist()), strict=True)
 
     def to_coco(
         self,
@@ -238,7 +256,8 @@ class Detections:
 
         Returns:
             For each detection ``image_id``, ``category_id``, ``bbox`` (x, y, width and height in
-            pixels), ``score`` and ``segmentation`` (RLE); with tracks also ``track_id``.
+            pixels), ``score`` and ``segmentation``: RLE, or polygons in images of 2^32 pixels and
+            more, which RLE cannot count; with tracks also ``track_id``.
 
         Raises:
             ValueError: if the number of category ids is not that of the class names.
@@ -251,8 +270,13 @@ class Detections:
                 f"names, got {len(category_ids)}"
             )
         sides = torch.cat((self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]), dim=1)
-        soft_masks = self.soft_masks() if soft_masks is None else soft_masks
-        masks = soft_masks_to_rle(soft_masks, self.boxes, self.image_size)
+        masks: Sequence[Any]
+        if self.image_size[0] * self.image_size[1] > MAX_RLE_PIXELS:
+            masks = self.polygons()
+        elif soft_masks is None:
+            masks = self.rle()
+        else:
+            masks = soft_masks_to_rle(soft_masks, self.boxes, self.image_size)
         tracks = _track_keys(self)
         rows = zip(sides.tolist(), self.scores.tolist(), self.labels.tolist(), masks, strict=True)
         return [
@@ -321,7 +345,7 @@ class Detections:
         the number of the track, if there is one.
 
         Args:
-            image: ``(H, W, 3)`` uint8 RGB, the original image.
+            image: ``(H, W, 3)`` uint8 RGB, the original image or a reduced copy of it.
             alpha: opacity of the masks, 0 (outlines only) to 1.
             boxes: whether to draw boxes; by default if there are at most 30 detections and at most
                 one per 8,000 pixels of the image.
@@ -335,19 +359,27 @@ class Detections:
             ValueError: if the image has another type or size, or ``alpha`` is out of range.
         """
         self._check_image(image, alpha)
-        pixels = image.shape[0] * image.shape[1]
-        few = len(self) <= min(_MAX_CAPTIONS, pixels // _PIXELS_PER_CAPTION)
-        colors = self._colors()
-        drawn = image.copy()
-        soft_masks = self.soft_masks() if soft_masks is None else soft_masks
-        crops, corners = crop_masks(soft_masks, self.boxes, self.image_size)
-        blend_masks(drawn, crops, corners, colors, alpha)
-        sides = self._boxes_in_image()
-        if few if boxes is None else boxes:
-            drawn = draw_boxes(drawn, sides, colors)
-        if few if captions is None else captions:
-            drawn = draw_captions(drawn, sides, self._captions(), colors)
-        return drawn
+        if image.shape[:2] != self.image_size:
+            copy = self.resized((image.shape[0], image.shape[1]))
+            return copy.draw(
+                image, alpha=alpha, boxes=boxes, captions=captions, soft_masks=soft_masks
+            )
+
+        def crops(chosen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+            some = self[chosen]
+            soft = some.soft_masks() if soft_masks is None else soft_masks[torch.from_numpy(chosen)]
+            return crop_masks(soft, some.boxes, self.image_size)
+
+        return draw_objects(
+            image,
+            self.boxes.detach().cpu().float().numpy(),
+            self._colors(),
+            self._captions(),
+            crops,
+            alpha=alpha,
+            boxes_shown=boxes,
+            captions_shown=captions,
+        )
 
     def _colors(self) -> list[Color]:
         """The colour of each detection."""
@@ -368,22 +400,19 @@ class Detections:
             for text, track_id in zip(texts, ids, strict=True)
         ]
 
-    def _boxes_in_image(self) -> np.ndarray:
-        """The boxes, clipped to the image."""
-        height, width = self.image_size
-        boxes: np.ndarray = self.boxes.detach().cpu().float().numpy()
-        return boxes.clip(0, np.array([width, height, width, height]))
-
     def _check_image(self, image: np.ndarray, alpha: float) -> None:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             raise ValueError(
                 "draw() needs an (H, W, 3) uint8 RGB array, got "
                 f"{getattr(image, 'dtype', type(image).__name__)}; use meinst.data.images.to_rgb()"
             )
-        if image.shape != (*self.image_size, 3):
+        # The sides of a reduced copy are rounded.
+        factor = min(max(image.shape[:2], default=0) / max(self.image_size), 1.0)
+        sides = [max(1, round(side * factor)) for side in self.image_size]
+        if image.shape != (*sides, 3):
             raise ValueError(
                 f"draw() needs the image of the detections, (H, W, 3) = "
-                f"{(*self.image_size, 3)}, got {image.shape}"
+                f"{(*self.image_size, 3)}, or a reduced copy, got {image.shape}"
             )
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be between 0 and 1, got {alpha}")

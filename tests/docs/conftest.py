@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -40,6 +41,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(make_image(1, random)[0]).save(folder / name)
+    tiles, _ = make_image(1, random)
+    slide = np.tile(tiles, (4, 4, 1))[:300, :400]
+    resolution = {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(folder / "slide.tif", slide, photometric="rgb", tile=(64, 64), **resolution)
     write_halves(folder)
     DCTCodec(60, 28).save(folder / "codec.npz")
     for name, classes in MODELS.items():

@@ -242,13 +242,13 @@ def test_export_passes_the_rule_and_counts_what_is_left_out(
     folder = tmp_path / "images"
     folder.mkdir()
     shutil.copy(synthetic_data.images / "two.png", folder)
-    (folder / "slide.svs").touch()
+    (folder / "slide.czi").touch()
     arguments = ["export", str(tiny_model_file), "--output", str(tmp_path / "out")]
     assert main([*arguments, "--intensity", "full"]) == 0
     assert calls == [(InputOptions("full"), None)]
     assert main([*arguments, "--int8", "--calibration-images", str(folder)]) == 1
     assert calls[1] == (InputOptions("percentile"), [folder / "two.png"])
-    assert "1 .svs" in capsys.readouterr().err
+    assert "1 .czi" in capsys.readouterr().err
 
 
 def test_python_users_are_warned(tiny_model: MEInst, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_python_users_are_warned(tiny_model: MEInst, tmp_path: Path) -> None:
         tiny_model.predict(tmp_path / "a.tif")
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match=r"shrunk 20\.8 times"):
-        tiny_model.predict(np.zeros((2000, 1000, 3), np.uint8))
+        tiny_model.predict(np.zeros((2000, 1000, 3), np.uint8), tile="off")
     outcomes: list[ImageResult] = []
     predict_files(tiny_model, [tmp_path / "a.tif"], tmp_path / "out", on_image=outcomes.append)
     assert [outcome.notes.pages for outcome in outcomes] == [3]
@@ -270,8 +270,8 @@ def test_large_images_are_reported_once(
     for name in ("a.png", "b.png"):
         Image.new("RGB", (1000, 2000)).save(tmp_path / name)
     options = ["--model", str(tiny_model_file), "--output", str(tmp_path / "out"), "--device=cpu"]
-    assert main(["predict", str(tmp_path), *options]) == 0
+    assert main(["predict", str(tmp_path), *options, "--tile", "off"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: 2 images shrunk so much for the network")
     assert f"{tmp_path / 'a.png'}, 20.8 times" in line
-    assert "cut such images into tiles" in line
+    assert "--tile auto" in line

@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 import meinst.inference.results as results_module
 from meinst.data.images import find_images
 from meinst.detector.meinst import MEInst
+from meinst.detector.passes import TileOptions
 from meinst.inference.predict import ImageResult, PredictionSummary, predict_files
 from meinst.inference.results import overlay_names, without_overlays
 
@@ -243,8 +244,8 @@ def test_images_too_large_for_jpeg_get_a_smaller_overlay(
     tiny_model: MEInst, tmp_path: Path
 ) -> None:
     Image.new("RGB", (65_600, 2)).save(tmp_path / "scan.png")
-    (outcome,) = outcomes_of(tiny_model, [tmp_path / "scan.png"], tmp_path / "out")
-    assert outcome.error is None
+    output, whole = tmp_path / "out", TileOptions("off")
+    assert not predict_files(tiny_model, [tmp_path / "scan.png"], output, tiles=whole).failed
     with Image.open(tmp_path / "out" / "scan.jpg") as overlay:
         assert overlay.width == 65_500
     (image,) = json.loads((tmp_path / "out" / "images.json").read_text())["images"]

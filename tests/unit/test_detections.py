@@ -295,3 +295,43 @@ def test_boxes_and_scores_of_other_float_types_are_drawn(dtype: torch.dtype) -> 
     drawn = detections.draw(np.zeros((40, 50, 3), np.uint8), boxes=True, captions=True)
     assert drawn.any()
     assert len(detections.to_supervision().xyxy) == 3
+
+
+def test_reduced_copies_are_drawn_on() -> None:
+    found = make(3, image_size=(400, 500), boxes=make(3).boxes * 10)
+    small = found.draw(picture(), boxes=False, captions=False)
+    np.testing.assert_array_equal(small, make(3).draw(picture(), boxes=False, captions=False))
+    odd = make(1, image_size=(401, 500), boxes=make(1).boxes * 10)
+    assert odd.draw(picture()).shape == (40, 50, 3)
+
+
+def test_resized_detections_have_resized_boxes() -> None:
+    boxes = torch.tensor([[0.0, 4.0, 10.0, 20.0]])
+    half = make(1, boxes=boxes).resized((20, 100))
+    assert half.image_size == (20, 100)
+    assert half.boxes.tolist() == [[0.0, 2.0, 20.0, 10.0]]
+
+
+def test_parts_are_all_detections_in_order() -> None:
+    found = make(5)
+    parts = list(found.parts(2))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([part.scores for part in parts]), found.scores)
+    assert list(make(0).parts()) == []
+
+
+def test_number_of_masks_decoded_at_once_does_not_matter(monkeypatch) -> None:
+    found = make(7)
+    before = found.rle(), found.polygons(), found.to_coco(1), found.draw(picture())
+    monkeypatch.setattr("meinst.detections.Detections.parts.__defaults__", (2,))
+    monkeypatch.setattr("meinst.ops.draw._AT_ONCE", 2)
+    assert (found.rle(), found.polygons(), found.to_coco(1)) == before[:3]
+    np.testing.assert_array_equal(found.draw(picture()), before[3])
+
+
+def test_images_that_rle_cannot_count_have_polygons() -> None:
+    found = make(2, image_size=(70_000, 70_000))
+    results = json.loads(json.dumps(found.to_coco(1)))
+    assert [each["segmentation"] for each in results] == found.polygons()
+    with pytest.raises(ValueError, match="COCO RLE is limited"):
+        found.rle()

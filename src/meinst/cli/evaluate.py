@@ -64,12 +64,19 @@ class EvaluateArguments:
             and what each costs, plots, the worst pictures, suspicious labels), and report.json; by
             default there is none.
         max_detections: limit of detections per image, and COCO's own limit (usually 100); by
-            default the model's own.
+            default the model's own, and none for images that are predicted in windows.
         intensity: for images of more than 8 bits, the values that become 0 and 255: percentile
             (percentiles 0.1 and 99.9 of the image), full (its smallest and greatest value) or
             LOW:HIGH (with = if negative: --intensity=-500:900); by default the model's own, which
             is percentile unless it was trained otherwise.
-        batch_size: images per forward pass, where they have the same size; useful on GPUs.
+        tile: auto predicts those images in overlapping windows in which objects would be missed,
+            because they are much larger than the network's input; off predicts each as a whole; a
+            number is the side of the windows in pixels, for all images with a longer side.
+        pixel_size: micrometres that a pixel of the network's input shows; images are resized to it
+            by the pixel size in their file (OME-TIFF, resolution tags). By default the model's
+            own, if it has one.
+        batch_size: images per forward pass, where they have the same size, or windows; useful on
+            GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
         crowd_as_instances: measure crowd regions (iscrowd 1) as ordinary instances; some tools mark
             every mask that was drawn with a brush as a crowd.
@@ -87,6 +94,8 @@ class EvaluateArguments:
     report: Path | None = None
     max_detections: int | None = None
     intensity: str | None = None
+    tile: str = "auto"
+    pixel_size: float | None = None
     batch_size: int = 1
     device: str = "auto"
     crowd_as_instances: bool = False
@@ -165,11 +174,13 @@ def _measure(
     options: EvaluateArguments, model: Predictor, data: CocoData, on_image: Callable[[], None]
 ) -> tuple[Metrics, Diagnosis | None]:
     """Evaluate the model, and diagnose it if a report is wanted."""
+    from meinst.detector.passes import TileOptions
     from meinst.inference.evaluate import evaluate
 
     settings: dict[str, Any] = {
         "max_detections": options.max_detections,
         "batch_size": options.batch_size,
+        "tiles": TileOptions.from_text(options.tile, options.pixel_size),
         "on_image": on_image,
     }
     if options.report is None:
@@ -191,7 +202,7 @@ def _print_problems(metrics: Metrics) -> int:
     if metrics.failures:
         count = f"{len(metrics.failures)} of {metrics.images} images"
         print_error(f"{count} could not be read and count as images without detections")
-    return 1 if metrics.failures else 0
+    return 1 if metrics.failures or metrics.damaged else 0
 
 
 def summary_table(metrics: Metrics) -> Table:

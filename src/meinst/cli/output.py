@@ -50,6 +50,26 @@ def mask_progress(
 
 
 @contextmanager
+def window_progress() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of the windows of a large image, shown while there is one.
+
+    Yields:
+        A function to call with the number of windows done and in all.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("windows", visible=False)
+
+        def report(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, visible=done < total)
+
+        yield report
+
+
+@contextmanager
 def print_warnings() -> Iterator[None]:
     """Print warnings as lines on the error stream, without their place in the code."""
     with warnings.catch_warnings(record=True) as caught:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 meinst predict holiday.jpg
 meinst predict slides/ 'more/**/*.tif' --model nuclei --output found
+meinst predict slide.svs --model nuclei --tile 512
 meinst predict holiday.jpg --model runs/mine/best.safetensors --score-threshold 0.5
 meinst predict clip.mp4 --every 2 --start 60 --end 90
 """
@@ -33,9 +34,11 @@ class PredictArguments:
     images.json (the file of each image_id and the class of each category_id). To load them with
     pycocotools: COCO("images.json").loadRes("predictions.json"), unless there are no detections.
     Overlays that earlier runs wrote there are skipped. If a file has several pages or frames, only
-    the first is used. A run that ended early (killed, full disk) continues with --resume and ends
-    with the same files. The exit code is 1 if an image failed, or if a folder or pattern contains
-    pictures or videos of kinds that cannot be read; they are counted in a warning.
+    the first is used. Of slides and other large TIFF files, only the parts that are needed are
+    read, and the overlay is a reduced copy. A run that ended early (killed, full disk) continues
+    with --resume and ends with the same files. The exit code is 1 if an image or a part of one
+    could not be read, or if a folder or pattern contains pictures or videos of kinds that cannot be
+    read; they are counted in a warning.
 
     A video becomes an annotated video with its sound, tracks in MOT format (.txt), and COCO results
     with a track_id (.json, with the frames in .images.json). Ctrl-C ends it at the current frame.
@@ -47,12 +50,20 @@ class PredictArguments:
         output: folder for the results; created if it does not exist.
         score_threshold: smallest score of a detection, 0 to 1; by default the score that maximised
             F1 on the model's validation set.
-        max_detections: limit of detections per image; by default the model's own.
+        max_detections: limit of detections per image; by default the model's own, and none for
+            images that are predicted in windows.
         intensity: for images of more than 8 bits, the values that become 0 and 255: percentile
             (percentiles 0.1 and 99.9 of the image), full (its smallest and greatest value) or
             LOW:HIGH (with = if negative: --intensity=-500:900); by default the model's own, which
             is percentile unless it was trained otherwise.
-        batch_size: images per forward pass, where they have the same size; useful on GPUs.
+        tile: auto predicts those images in overlapping windows in which objects would be missed,
+            because they are much larger than the network's input; off predicts each as a whole; a
+            number is the side of the windows in pixels, for all images with a longer side.
+        pixel_size: micrometres that a pixel of the network's input shows; images are resized to it
+            by the pixel size in their file (OME-TIFF, resolution tags). By default the model's
+            own, if it has one.
+        batch_size: images per forward pass, where they have the same size, or windows; useful on
+            GPUs.
         device: cpu, cuda or another torch device; auto uses a GPU if there is one.
         resume: continue the unfinished run in the output folder; the sources, the model and the
             options that affect the results must be the same. Videos start anew.
@@ -68,6 +79,8 @@ class PredictArguments:
     score_threshold: float | None = None
     max_detections: int | None = None
     intensity: str | None = None
+    tile: str = "auto"
+    pixel_size: float | None = None
     batch_size: int = 1
     device: str = "auto"
     resume: bool = False
@@ -109,11 +122,14 @@ def _load(options: PredictArguments) -> Predictor:
 
 def _predict_images(options: PredictArguments) -> int:
     """Segment images; returns the exit code."""
+    from meinst.cli.output import window_progress
+    from meinst.detector.passes import TileOptions
     from meinst.images.notes import NoteSummary
     from meinst.images.search import search_images
     from meinst.inference.predict import predict_files
     from meinst.inference.results import RESULTS
 
+    tiles = TileOptions.from_text(options.tile, options.pixel_size, options.max_detections)
     found = search_images(options.sources)
     sources = _without_overlays(found.images, options.output)
     if found.left_out:
@@ -125,15 +141,18 @@ def _predict_images(options: PredictArguments) -> int:
         print_result(result)
         notes.add(result.source, result.notes)
 
-    summary = predict_files(
-        model,
-        sources,
-        options.output,
-        selection=model.selection.override(options.score_threshold, options.max_detections),
-        batch_size=options.batch_size,
-        resume=options.resume,
-        on_image=report,
-    )
+    with window_progress() as on_window:
+        summary = predict_files(
+            model,
+            sources,
+            options.output,
+            selection=model.selection.override(options.score_threshold, options.max_detections),
+            batch_size=options.batch_size,
+            resume=options.resume,
+            tiles=tiles,
+            on_image=report,
+            on_window=on_window,
+        )
     done = summary.images - summary.failed
     if done:
         print(f"results of {done} of {summary.images} images: {options.output / RESULTS}")
@@ -141,7 +160,7 @@ def _predict_images(options: PredictArguments) -> int:
         print(line, file=sys.stderr)
     if not done:
         return 2
-    return 1 if summary.failed or found.left_out else 0
+    return 1 if summary.failed or found.left_out or notes.damaged else 0
 
 
 def _without_overlays(images: list[Path], output: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from meinst.images.intensity import InputOptions, Stretch, to_eight_bits
+from meinst.images.intensity import InputOptions, Stretch, apply_stretch, find_stretch
 from meinst.images.readers import (
     UnsupportedImageError,
     check_pixels,
@@ -33,7 +33,8 @@ from meinst.options import FileError
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 
-_HEAD = 64  # bytes that tell the format of a file
+HEAD = 64
+"""Bytes that tell the format of a file."""
 
 
 class ImageError(FileError):
@@ -149,13 +150,13 @@ def check_header(path: Path, size: tuple[int, int]) -> None:
     Raises:
         ImageError: as :func:`load_image`, except for damage after the header.
     """
-    _check_file(path)
+    check_file(path)
     try:
-        sizes = _header_sizes(path)
+        sizes = header_sizes(path)
     except Exception as error:  # as in _read_file
-        raise ImageError(f"{path} {_reason(error, path)}") from error
+        raise file_error(error, path) from error
     if tuple(size) not in sizes:
-        raise _wrong_size(path, sizes[-1], size)
+        raise wrong_size(path, sizes[-1], size)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -164,11 +165,11 @@ def upright_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: as :func:`check_header`.
     """
-    _check_file(path)
+    check_file(path)
     try:
-        return _header_sizes(path)[-1]
+        return header_sizes(path)[-1]
     except Exception as error:  # as in _read_file
-        raise ImageError(f"{path} {_reason(error, path)}") from error
+        raise file_error(error, path) from error
 
 
 def read_labels(path: Path) -> NDArray[Any]:
@@ -180,13 +181,13 @@ def read_labels(path: Path) -> NDArray[Any]:
         ImageError: as :func:`load_image`, or if the file has several pages or is a JPEG file, which
             does not keep values.
     """
-    _check_file(path)
+    check_file(path)
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(HEAD)
         prepare_pillow(head)
         if is_big_endian_bigtiff(head):
-            return _turn(*read_tiff(path))
+            return turn(*read_tiff(path))
         with Image.open(path) as image:
             check_pixels(image.width, image.height)
             fault = "is a JPEG file, which does not keep values" if image.format == "JPEG" else ""
@@ -195,16 +196,16 @@ def read_labels(path: Path) -> NDArray[Any]:
             deep = None if fault else read_deep(path, image)
             values, orientation = deep or (np.asarray(image), orientation_of(image))
     except Exception as error:  # as in _read_file
-        raise ImageError(f"{path} {_reason(error, path)}") from error
+        raise file_error(error, path) from error
     if fault:
         raise ImageError(f"{path} {fault}; save it as one PNG or TIFF file for each image.")
-    return _turn(values, orientation)
+    return turn(values, orientation)
 
 
-def _header_sizes(path: Path) -> list[tuple[int, int]]:
+def header_sizes(path: Path) -> list[tuple[int, int]]:
     """Width and height as stored, and as turned upright."""
     with path.open("rb") as file:
-        head = file.read(_HEAD)
+        head = file.read(HEAD)
     prepare_pillow(head)
     try:
         with Image.open(path) as image:
@@ -217,7 +218,12 @@ def _header_sizes(path: Path) -> list[tuple[int, int]]:
         return tiff_sizes(path)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Reject what is not a file or empty.
+
+    Raises:
+        ImageError: naming the path.
+    """
     if not path.is_file():
         fault = "is a folder" if path.is_dir() else "does not exist"
         raise ImageError(f"{path} {fault}; give an image file.")
@@ -225,7 +231,8 @@ def _check_file(path: Path) -> None:
         raise ImageError(f"{path} is empty (0 bytes); restore or remove it.")
 
 
-def _wrong_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
+def wrong_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
+    """The error for an image of another width and height than its annotations."""
     return ImageError(
         f"{path} has {size[0]} x {size[1]} pixels, but the annotations expect "
         f"{expected[0]} x {expected[1]}; use the image that was annotated."
@@ -233,23 +240,23 @@ def _wrong_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) ->
 
 
 def _read_file(path: Path, options: InputOptions, size: tuple[int, int] | None) -> Picture:
-    _check_file(path)
+    check_file(path)
     try:
         picture, orientation = _decode(path, options)
     except Exception as error:  # readers raise almost anything for damaged files
-        raise ImageError(f"{path} {_reason(error, path)}") from error
-    pixels = _turn(picture.pixels, orientation)
+        raise file_error(error, path) from error
+    pixels = turn(picture.pixels, orientation)
     if size is not None and pixels.shape[1::-1] != tuple(size):
         if picture.pixels.shape[1::-1] == tuple(size):  # annotations of the unrotated image
             return picture
-        raise _wrong_size(path, (pixels.shape[1], pixels.shape[0]), size)
+        raise wrong_size(path, (pixels.shape[1], pixels.shape[0]), size)
     return replace(picture, pixels=pixels)
 
 
 def _decode(path: Path, options: InputOptions) -> tuple[Picture, int]:
     """The stored image, and the EXIF orientation that is still to be applied."""
     with path.open("rb") as file:
-        head = file.read(_HEAD)
+        head = file.read(HEAD)
     prepare_pillow(head)
     if is_big_endian_bigtiff(head):
         return _decode_tiff(path, options), 1
@@ -268,7 +275,7 @@ def _decode(path: Path, options: InputOptions) -> tuple[Picture, int]:
         else:
             values, orientation = deep
             if image.format == "TIFF":  # Pillow turns TIFF files itself
-                values, orientation = _turn(values, orientation), 1
+                values, orientation = turn(values, orientation), 1
             picture = _from_values(values, options)
         return replace(picture, pages=count_pages(path, image)), orientation
 
@@ -276,7 +283,7 @@ def _decode(path: Path, options: InputOptions) -> tuple[Picture, int]:
 def _decode_tiff(path: Path, options: InputOptions) -> Picture:
     """A TIFF file that Pillow cannot open, turned upright."""
     values, orientation = read_tiff(path)
-    picture = _from_values(_turn(values, orientation), options)
+    picture = _from_values(turn(values, orientation), options)
     return replace(picture, pages=count_tiff_pages(path))
 
 
@@ -291,7 +298,12 @@ def _read_pillow(image: Image.Image, options: InputOptions) -> Picture:
     except Exception as error:  # as for files
         raise ImageError(f"The Pillow image is damaged or truncated ({error}).") from error
     picture = _from_pillow(image, options)
-    return replace(picture, pixels=_turn(picture.pixels, orientation_of(image)))
+    return replace(picture, pixels=turn(picture.pixels, orientation_of(image)))
+
+
+def file_error(error: Exception, path: Path) -> ImageError:
+    """What readers raised for a file, as the error that users see."""
+    return ImageError(f"{path} {_reason(error, path)}")
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -299,7 +311,7 @@ def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return (
             f"is larger than {Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit against "
-            "decompression bombs; cut it into tiles or scale it down."
+            "decompression bombs; save it as a tiled TIFF file, of which parts can be read."
         )
     if isinstance(error, UnsupportedImageError | ImageError):
         return str(error)
@@ -314,7 +326,7 @@ def _reason(error: Exception, path: Path) -> str:
     return f"is damaged or truncated ({reason}); restore it."
 
 
-def _turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+def turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Apply an EXIF orientation, 1 to 8, to ``(H, W)`` or ``(H, W, C)``."""
     if orientation >= 5:
         values = values.swapaxes(0, 1)
@@ -349,26 +361,47 @@ def _rgb(image: Image.Image) -> Pixels:
 
 def _from_values(values: NDArray[Any], options: InputOptions) -> Picture:
     """Convert ``(H, W)`` or ``(H, W, C)``, ``C`` from 1 to 4; even numbers include opacity."""
+    opacity = values.ndim == 3 and values.shape[2] in (2, 4) and values.dtype != np.uint8
+    color = values[..., :-1] if opacity else values
+    stretch = find_stretch(color, options)
+    opaque = opaque_value(values[..., -1]) if opacity else 255.0
+    return Picture(values_to_rgb(values, stretch, opaque), stretch)
+
+
+def values_to_rgb(values: NDArray[Any], stretch: Stretch | None, opaque: float) -> Pixels:
+    """Convert values to ``(H, W, 3)`` uint8 RGB.
+
+    Args:
+        values: ``(H, W)`` or ``(H, W, C)``, ``C`` from 1 to 4; even numbers include opacity.
+        stretch: how values become 0 to 255; None for 8 bits and bool.
+        opaque: the value of full opacity.
+    """
     channels = values.shape[2] if values.ndim == 3 else 1
-    if channels in (2, 4) and values.dtype != np.uint8:
-        color, stretch = to_eight_bits(values[..., :-1], options)
-        pixels = np.concatenate((color, _opacity(values[..., -1:])), axis=-1)
-    else:
-        pixels, stretch = to_eight_bits(values, options)
+    opacity = channels in (2, 4) and values.dtype != np.uint8
+    pixels = apply_stretch(values[..., :-1] if opacity else values, stretch)
+    if opacity:
+        pixels = np.concatenate((pixels, _opacity(values[..., -1:], opaque)), axis=-1)
     if channels in (2, 4):
-        return Picture(_rgb(Image.fromarray(pixels, "LA" if channels == 2 else "RGBA")), stretch)
+        return _rgb(Image.fromarray(pixels, "LA" if channels == 2 else "RGBA"))
     if pixels.ndim == 2:
         pixels = pixels[..., None]  # (H, W, 1)
     rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    return Picture(np.ascontiguousarray(rgb), stretch)
+    return np.ascontiguousarray(rgb)
 
 
-def _opacity(alpha: NDArray[Any]) -> Pixels:
-    """Opacity in 8 bits; full opacity is the smallest of 1, 255 and 65535 that is not exceeded."""
+def opaque_value(alpha: NDArray[Any]) -> float:
+    """The value of full opacity: the smallest of 1, 255 and 65535 that is not exceeded."""
     if alpha.dtype == np.bool_:
-        return alpha.astype(np.uint8) * 255
-    finite = np.nan_to_num(alpha.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        return 1.0
     levels = (1.0, 255.0, 65535.0) if alpha.dtype.kind == "f" else (255.0, 65535.0)
-    largest = float(finite.max())
-    full = next((level for level in levels if largest <= level), largest)
-    return np.floor(np.clip(finite / full, 0, 1) * 255 + 0.5).astype(np.uint8)
+    largest = float(_finite(alpha).max())
+    return next((level for level in levels if largest <= level), largest)
+
+
+def _opacity(alpha: NDArray[Any], opaque: float) -> Pixels:
+    """Opacity in 8 bits."""
+    return np.floor(np.clip(_finite(alpha) / opaque, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _finite(alpha: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(alpha.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -11,7 +11,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -26,7 +26,9 @@ from meinst.data.transforms import ResizedImage, ResizeOptions, resize_image
 from meinst.detections import Detections
 from meinst.detector.head import HeadOptions
 from meinst.detector.mask_refinement import MaskRefiner
+from meinst.detector.passes import Tile, TileOptions
 from meinst.detector.select import ImageSizes, SelectOptions, select_detections
+from meinst.detector.tiled import complete, prepare
 from meinst.images.intensity import InputOptions
 from meinst.images.notes import ImageNotes
 from meinst.options import check_range
@@ -221,6 +223,8 @@ class Predictor(nn.Module, ABC):
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        tile: Tile = "auto",
+        pixel_size: float | None = None,
     ) -> Detections: ...
 
     @overload
@@ -230,6 +234,8 @@ class Predictor(nn.Module, ABC):
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        tile: Tile = "auto",
+        pixel_size: float | None = None,
     ) -> list[Detections]: ...
 
     def predict(
@@ -238,14 +244,24 @@ class Predictor(nn.Module, ABC):
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        tile: Tile = "auto",
+        pixel_size: float | None = None,
     ) -> Detections | list[Detections]:
         """Detect the objects in one image, or in several images as one batch.
+
+        Images that are much larger than the network's input are predicted in overlapping windows,
+        and slides are read window by window (:mod:`meinst.detector.tiled`).
 
         Args:
             image: a path, a PIL image, an ``(H, W, 3)`` uint8 RGB array or the result of
                 :meth:`resize`; or a list of these.
             score_threshold: smallest score of a detection, 0 to 1; the model's own if None.
-            max_detections: limit of detections per image; the model's own if None.
+            max_detections: limit of detections per image; the model's own if None, which does not
+                hold for images that are predicted in windows.
+            tile: auto: predict those images in windows in which objects would be missed; off: none;
+                or the side of the windows in pixels, for all images with a longer side.
+            pixel_size: side of a pixel of the network's input in micrometres, to which images are
+                resized by the pixel size in their files; None for the model's own, if it has one.
 
         Returns:
             The detections, best first, in pixels of the given image; a list for a list.
@@ -254,18 +270,30 @@ class Predictor(nn.Module, ABC):
             ValueError: if an image cannot be read or a threshold is out of range.
 
         Warns:
-            UserWarning: if further pages or frames of a file are left out, or an image is shrunk so
-                much for the network that small objects are missed.
+            UserWarning: if further pages or frames of a file are left out, windows cannot be read,
+                or, with ``tile`` off, an image is shrunk so much for the network that small objects
+                are missed.
         """
         selection = self.selection.override(score_threshold, max_detections)
+        tiles = TileOptions(tile, pixel_size, max_detections)
         several = isinstance(image, (list, tuple))
         images: Sequence[ModelInput] = image if isinstance(image, (list, tuple)) else [image]
-        resized = [i if isinstance(i, ResizedImage) else self.resize(i) for i in images]
-        detections = self.predict_batch(resized, selection)
-        pairs = zip(resized, detections, strict=True)
-        notes = [note_objects(*pair, self.selection.threshold) for pair in pairs]
-        for text in dict.fromkeys(text for each in notes for text in each.warnings):
+        prepared = [prepare(self, each, tiles) for each in images]
+        whole = [each for each in prepared if isinstance(each, ResizedImage)]
+        together = iter(self.predict_batch(whole, selection))
+        results = [
+            complete(
+                self,
+                each,
+                next(together) if isinstance(each, ResizedImage) else None,
+                tiles,
+                selection,
+            )
+            for each in prepared
+        ]
+        for text in dict.fromkeys(text for each in results for text in each.notes.warnings):
             warnings.warn(text, stacklevel=2)
+        detections = [each.detections for each in results]
         return detections if several else detections[0]
 
     def track(
@@ -343,21 +371,6 @@ class Predictor(nn.Module, ABC):
             )
             detections.update(zip(group, selected, strict=True))
         return [detections[i] for i in range(len(images))]
-
-
-def note_objects(image: ResizedImage, detections: Detections, threshold: float) -> ImageNotes:
-    """The notes of an image with the size of the objects found in it.
-
-    Args:
-        image: the image.
-        detections: what was found.
-        threshold: smallest score of the detections that count.
-    """
-    boxes = detections.boxes[detections.scores >= threshold]
-    if not len(boxes):
-        return image.notes
-    sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
-    return replace(image.notes, object_side=float(sides.median()) / image.notes.shrink)
 
 
 def _same_padded_size(sizes: Sequence[ImageSizes]) -> list[list[int]]:

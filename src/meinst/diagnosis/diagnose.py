@@ -17,6 +17,7 @@ from meinst.codecs.grid import GridCodec
 from meinst.data.coco import CocoData
 from meinst.data.ground_truth import boxes_as_crowds
 from meinst.data.metrics import APSummary
+from meinst.detector.passes import TileOptions
 from meinst.detector.predictor import Predictor
 from meinst.diagnosis.assignments import THRESHOLDS, Assignments, assign
 from meinst.diagnosis.findings import (
@@ -164,6 +165,7 @@ def diagnose(
     *,
     max_detections: int | None = None,
     batch_size: int = 1,
+    tiles: TileOptions | None = None,
     max_images: int | None = None,
     seed: int = 0,
     on_image: Callable[[], None] | None = None,
@@ -175,6 +177,7 @@ def diagnose(
         data: annotations with their images.
         max_detections: limit of detections per image, and COCO's limit; the model's own if None.
         batch_size: images per forward pass, where they have the same size.
+        tiles: which images are predicted in windows, as in :func:`meinst.evaluate`.
         max_images: of more images, this many are chosen at random; all are measured if None.
         seed: seed of this choice.
         on_image: called after each image.
@@ -196,7 +199,12 @@ def diagnose(
         check_number("max_images", max_images, 1, np.inf, whole=True)
         chosen = sample_images(data, max_images, seed)
     metrics, results = evaluate_with_results(
-        model, chosen, max_detections=max_detections, batch_size=batch_size, on_image=on_image
+        model,
+        chosen,
+        max_detections=max_detections,
+        batch_size=batch_size,
+        tiles=tiles,
+        on_image=on_image,
     )
     diagnosis = explain(model, chosen, metrics, results)
     if len(chosen) == total:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ _NOISE_RANGE = 32  # the range is at least this many standard deviations of the 
 _MAX_WIDENING = 4  # ... but at most this many times that of the percentiles
 _MIN_DIFFERENCES = 1000  # fewer do not tell noise from texture
 _MIN_COUNTS = 32.0  # smallest range of whole numbers
-_MAX_SAMPLES = 4_000_000  # values from which a range is measured
+MAX_SAMPLES = 4_000_000
+"""Values from which percentiles are measured."""
+
 _MAX_CONVERTED = 1_000_000  # values that are held in float64 at once
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
@@ -34,17 +37,22 @@ class InputOptions:
         intensity: for images of more than 8 bits, the values that become 0 and 255. percentile:
             percentiles 0.1 and 99.9 of the image, over all channels; full: its smallest and
             greatest value; LOW:HIGH, for example 0:4095: these values. 8-bit images never change.
+        pixel_size: side of a pixel of the network's input in micrometres, if all training images
+            had the same; slides that state theirs are then brought to it. None for no such size.
     """
 
     intensity: str = "percentile"
+    pixel_size: float | None = None
 
     def __post_init__(self) -> None:
         """Reject other rules."""
         self.limits()
+        if self.pixel_size is not None and not 0 < self.pixel_size < math.inf:
+            raise ValueError(f"pixel_size must be above 0, got {self.pixel_size}.")
 
     def override(self, intensity: str | None = None) -> InputOptions:
         """A copy with the given rule; None keeps the current one."""
-        return self if intensity is None else InputOptions(intensity)
+        return self if intensity is None else replace(self, intensity=intensity)
 
     def limits(self) -> tuple[float, float] | None:
         """The given low and high value; None if they are taken from each image.
@@ -119,32 +127,66 @@ def to_eight_bits(
     Raises:
         ValueError: if the values are not real numbers.
     """
-    if values.dtype == np.uint8:
-        return values, None
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8) * 255, None
+    stretch = find_stretch(values, options or InputOptions())
+    return apply_stretch(values, stretch), stretch
+
+
+def find_stretch(values: NDArray[Any], options: InputOptions) -> Stretch | None:
+    """What :func:`to_eight_bits` does to values; None for uint8 and bool.
+
+    Raises:
+        ValueError: if the values are not real numbers.
+    """
+    if values.dtype in (np.uint8, np.bool_):
+        return None
     if values.dtype.kind not in "iuf":
         raise ValueError(f"An image array must contain numbers, got {values.dtype}.")
-    options = options or InputOptions()
-    low, high = _find_range(values, options)
-    stretch = Stretch(low, high, options.intensity, values.dtype.name)
-    return _apply(values, low, high), stretch
+    if options.intensity == "percentile":
+        return stretch_of_sample(values[:: sample_step(values.size)])
+    return stretch_of_parts(_row_groups(values), options)
 
 
-def _find_range(values: NDArray[Any], options: InputOptions) -> tuple[float, float]:
-    """The values that become 0 and 255."""
+def sample_step(count: int) -> int:
+    """Of how many rows one is enough to measure the percentiles of ``count`` values."""
+    return math.ceil(count / MAX_SAMPLES)
+
+
+def stretch_of_sample(sample: NDArray[Any]) -> Stretch:
+    """The range of the rule ``percentile``, from rows of an image.
+
+    Args:
+        sample: ``(R, W)`` or ``(R, W, C)``, of any integer or float type but uint8.
+    """
+    low, high = _percentile_range(sample.astype(np.float64), sample.dtype.kind in "iu")
+    return Stretch(low, high, "percentile", sample.dtype.name)
+
+
+def stretch_of_parts(parts: Iterable[NDArray[Any]], options: InputOptions) -> Stretch:
+    """The range of the rules ``full`` and ``LOW:HIGH``.
+
+    Args:
+        parts: at least one, together all values of the image; of ``LOW:HIGH`` only the first is
+            used.
+        options: the rule.
+    """
+    parts = iter(parts)
+    first = next(parts)
     limits = options.limits()
-    if limits is not None:
-        return limits
-    if options.intensity == "full":
-        low, high = _extremes(values)
-        return low, high if high > low else low + 1.0
-    sample = values[:: math.ceil(values.size / _MAX_SAMPLES)].astype(np.float64)  # whole rows
+    if limits is None:
+        ranges = [found for part in chain((first,), parts) if (found := _extremes(part))]
+        low = min((each[0] for each in ranges), default=0.0)
+        high = max((each[1] for each in ranges), default=0.0)
+        limits = low, high if high > low else low + 1.0
+    return Stretch(*limits, options.intensity, first.dtype.name)
+
+
+def _percentile_range(sample: NDArray[np.float64], whole: bool) -> tuple[float, float]:
+    """The values that become 0 and 255; ``whole`` if their type holds whole numbers only."""
     finite = sample[np.isfinite(sample)]
     if not finite.size:
         return 0.0, 1.0
     low, high = map(float, np.percentile(finite, PERCENTILES, method="nearest"))
-    counts = values.dtype.kind in "iu" or _are_whole(finite)
+    counts = whole or _are_whole(finite)
     for greatest in COUNT_RANGES if counts else (1.0,):
         if low >= 0 and greatest / 2 <= high - low and high <= greatest:
             return 0.0, greatest
@@ -170,19 +212,22 @@ def _noise(sample: NDArray[np.float64]) -> float:
     return float(np.median(differences)) / 0.9539 if enough else 0.0
 
 
-def _extremes(values: NDArray[Any]) -> tuple[float, float]:
-    """The smallest and greatest finite value; 0 and 0 if there is none."""
-    lows, highs = [], []
-    for part in _row_groups(values):
-        finite = part[np.isfinite(part)]
-        if finite.size:
-            lows.append(float(finite.min()))
-            highs.append(float(finite.max()))
-    return (min(lows), max(highs)) if lows else (0.0, 0.0)
+def _extremes(values: NDArray[Any]) -> tuple[float, float] | None:
+    """The smallest and greatest finite value; None if there is none."""
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else None
 
 
-def _apply(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Map ``low`` to 0 and ``high`` to 255, rounded."""
+def apply_stretch(values: NDArray[Any], stretch: Stretch | None) -> NDArray[np.uint8]:
+    """Map the range of a stretch to 0 to 255, rounded.
+
+    Args:
+        values: of any shape and the type that the stretch was measured on.
+        stretch: the range; None for uint8, which is returned itself, and bool.
+    """
+    if stretch is None:
+        return values if values.dtype == np.uint8 else values.astype(np.uint8) * np.uint8(255)
+    low, high = stretch.low, stretch.high
 
     def scale(numbers: NDArray[Any]) -> NDArray[np.uint8]:
         wide = numbers.astype(np.float64)

@@ -25,12 +25,18 @@ class ImageNotes:
         shrink: factor by which the sides were divided for the network.
         object_side: median side of the objects found, in pixels of the network's input (the square
             root of the box's area); None if there are none.
+        windows: number of windows in which the image was predicted; 1 for the whole image.
+        lost_windows: how many of them could not be read.
+        damage: why the first of those could not be read.
     """
 
     stretch: Stretch | None = None
     pages: int = 1
     shrink: float = 1.0
     object_side: float | None = None
+    windows: int = 1
+    lost_windows: int = 0
+    damage: str = ""
 
     @property
     def shrunk_too_much(self) -> bool:
@@ -58,7 +64,12 @@ class ImageNotes:
         if self.shrunk_too_much:
             found.append(
                 f"the image is shrunk {self.shrink:.1f} times for the network, so many objects "
-                f"smaller than about {self.visible_side:.0f} pixels are missed; cut it into tiles."
+                f"smaller than about {self.visible_side:.0f} pixels are missed; tile = auto "
+                "predicts it in windows."
+            )
+        if self.lost_windows:
+            found.append(
+                f"{self.lost_windows} of {self.windows} windows were left out: {self.damage}"
             )
         return found
 
@@ -91,6 +102,18 @@ class NoteSummary:
         self._stretched: dict[tuple[str, str], _Group] = {}
         self._paged = _Group()
         self._shrunk = _Group()
+        self._tiled = _Group()
+        self._damaged = _Group()
+
+    @property
+    def damaged(self) -> int:
+        """Number of images of which parts could not be read."""
+        return self._damaged.count
+
+    @property
+    def tiled(self) -> int:
+        """Number of images that were predicted in windows."""
+        return self._tiled.count
 
     def add(self, path: Path, notes: ImageNotes) -> None:
         """Add the notes of one image."""
@@ -105,6 +128,10 @@ class NoteSummary:
                 f"{path}, {notes.shrink:.1f} times: objects smaller than about "
                 f"{notes.visible_side:.0f} pixels"
             )
+        if notes.windows > 1:
+            self._tiled.add(f"{path}, {notes.windows:,} windows")
+        if notes.lost_windows:
+            self._damaged.add(notes.damage, notes.lost_windows)
 
     def lines(self) -> list[str]:
         """One line for each kind, each starting with "note:" or "warning:"."""
@@ -123,6 +150,16 @@ class NoteSummary:
         if self._shrunk.count:
             found.append(
                 f"warning: {self._shrunk} shrunk so much for the network that many small objects "
-                f"are missed (for example {self._shrunk.first}); cut such images into tiles"
+                f"are missed (for example {self._shrunk.first}); --tile auto predicts such images "
+                "in windows"
+            )
+        if self._tiled.count:
+            found.append(
+                f"note: {self._tiled} predicted in windows (for example {self._tiled.first})"
+            )
+        if self._damaged.count:
+            found.append(
+                f"warning: {self._damaged} with damaged parts; {self._damaged.total:g} windows "
+                f"were left out (for example {self._damaged.first})"
             )
         return found

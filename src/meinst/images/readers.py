@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,6 +30,8 @@ _ALPHA = (1, 2)  # extra samples: premultiplied and separate opacity
 # Compressions of plain bytes, whose results tifffile limits to the declared size: none, LZW,
 # Deflate (old and new), PackBits, LZMA and Zstandard.
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
+# Channels by photometric interpretation, where segments are pictures: their decoders return RGB.
+_IN_PICTURES = {1: 1, 2: 3, 6: 3}
 _MAX_PAGES_LOOKED_AT = 20  # for reduced copies of the first page
 _JPEG2000_HEAD = 65536  # bytes in which the codestream of a JPEG 2000 file begins
 # Formats whose further frames are previews, layers or sizes of the same image.
@@ -150,10 +152,10 @@ def count_pages(path: Path, image: Image.Image) -> int:
 def count_tiff_pages(path: Path) -> int:
     """Number of pages in a TIFF file; reduced copies do not count."""
     with _first_page(path) as (page, pages):
-        return _count(page, pages)
+        return pages_of_tiff(page, pages)
 
 
-def _count(page: TiffPage, pages: Any) -> int:
+def pages_of_tiff(page: TiffPage, pages: Any) -> int:
     """Pages of a TIFF file without reduced copies, or the images of ImageJ's single page."""
     total = len(pages)
     if total == 1:
@@ -188,13 +190,12 @@ def read_tiff(path: Path) -> tuple[Values, int]:
     """
     with _first_page(path) as (page, _):
         check_pixels(page.imagewidth, page.imagelength)
-        _check_tiff(page)
-        extra = page.samplesperpixel - len(page.extrasamples)  # samples of the colour
+        check_tiff(page)
         values: Values = page.asarray(maxworkers=1)
         if page.axes.startswith("S"):  # one plane after the other
             values = np.moveaxis(values, 0, -1)
         orientation = int(page.tags.valueof(_ORIENTATION, 1))
-        values = _to_grey_or_rgb(values, page, extra)
+        values = to_grey_or_rgb(values, page)
     return values, orientation if orientation in range(1, 9) else 1
 
 
@@ -207,15 +208,24 @@ def tiff_sizes(path: Path) -> list[tuple[int, int]]:
     return [size, size[::-1]] if turned else [size]
 
 
-def _check_tiff(page: TiffPage) -> None:
-    """Reject what cannot be read, before memory is allocated for it."""
-    if page.compression not in _COMPRESSIONS:
+def check_tiff(page: TiffPage, pictures: Collection[int] = ()) -> None:
+    """Reject what cannot be read, before memory is allocated for it.
+
+    Args:
+        page: the page.
+        pictures: compressions of pictures that are allowed besides those of plain bytes.
+
+    Raises:
+        UnsupportedImageError: naming the rule and the remedy.
+    """
+    if page.compression not in (*_COMPRESSIONS, *pictures):
         name = getattr(page.compression, "name", page.compression)
         raise UnsupportedImageError(
             f"is a TIFF file of {page.bitspersample} bits per value with the compression {name}, "
             "which cannot be read; convert it to another compression, such as Deflate."
         )
-    colours = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4}.get(int(page.photometric))
+    known = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4} if page.compression in _COMPRESSIONS else _IN_PICTURES
+    colours = known.get(int(page.photometric))
     kind = getattr(page.photometric, "name", page.photometric)
     if colours is None or page.imagedepth != 1:
         raise UnsupportedImageError(
@@ -232,8 +242,17 @@ def _check_tiff(page: TiffPage) -> None:
         )
 
 
-def _to_grey_or_rgb(values: Values, page: TiffPage, colours: int) -> Values:
-    """Resolve inverted grey, palettes, CMYK and premultiplied opacity."""
+def to_grey_or_rgb(values: Values, page: TiffPage) -> Values:
+    """Resolve inverted grey, palettes, CMYK and premultiplied opacity.
+
+    Args:
+        values: ``(H, W)`` or ``(H, W, C)`` of the page or a part of it.
+        page: a page that :func:`check_tiff` accepts.
+
+    Returns:
+        As :func:`read_deep`.
+    """
+    colours = page.samplesperpixel - len(page.extrasamples)  # samples of the colour
     greatest = 2**page.bitspersample - 1
     if greatest < 255 and page.photometric != 3:  # 1, 2 or 4 bits of grey
         values, greatest = values.astype(np.uint8) * np.uint8(255 // greatest), 255

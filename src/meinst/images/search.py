@@ -12,7 +12,7 @@ from pathlib import Path
 
 _IMAGES = (
     "apng avif bmp btf dds dib gif heic heif hif j2c j2k jfif jp2 jpe jpeg jpf jpg jpx pbm pcx pgm "
-    "png pnm ppm sgi tf8 tga tif tiff webp"
+    "png pnm ppm sgi svs tf8 tga tif tiff webp"
 )
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _IMAGES.split())
 """Suffixes of images in folders; files that are given by name may have any suffix."""
@@ -41,7 +41,7 @@ UNREADABLE_KINDS = (
     ),
     UnreadableKind(
         "a slide or microscope image",
-        "bif czi dcm dicom ims lif lsm mha mhd mrxs nd2 ndpi nii nrrd oib oif qptiff scn stk svs "
+        "bif czi dcm dicom ims lif lsm mha mhd mrxs nd2 ndpi nii nrrd oib oif qptiff scn stk "
         "vms vsi zvi",
         "save the image, or tiles of it, as TIFF or PNG files, for example with Fiji or QuPath",
     ),

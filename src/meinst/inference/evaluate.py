@@ -6,7 +6,7 @@ Of each image only boxes, scores and run-length-encoded masks are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 
 from meinst.data.coco import CocoData, ImageRecord
 from meinst.data.ground_truth import ClassMatch, ground_truth, match_classes
-from meinst.data.images import ImageError, Picture, read_image
+from meinst.data.images import ImageError, Picture
 from meinst.data.metrics import APSummary, coco_metrics
+from meinst.data.regions import RegionImage, open_picture
 from meinst.data.summary import commonest_reason
 from meinst.detections import Detections
+from meinst.detector.passes import NO_TILES, TileOptions
 from meinst.detector.predictor import Predictor
 from meinst.images.notes import NoteSummary
 from meinst.inference.prefetch import predict_iter
@@ -49,6 +51,7 @@ class Metrics:
         classes: which classes were measured.
         failures: images that count as having no detections.
         notes: how images were read and resized, a line for each kind.
+        damaged: number of images of which windows could not be read.
     """
 
     bbox: APSummary
@@ -60,6 +63,7 @@ class Metrics:
     classes: ClassMatch
     failures: tuple[Failure, ...]
     notes: tuple[str, ...] = ()
+    damaged: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; paths as text."""
@@ -76,6 +80,7 @@ class Metrics:
                 {"file": str(failure.path), "reason": failure.reason} for failure in self.failures
             ],
             "notes": list(self.notes),
+            "damaged": self.damaged,
         }
 
 
@@ -85,6 +90,7 @@ def evaluate(
     *,
     max_detections: int | None = None,
     batch_size: int = 1,
+    tiles: TileOptions | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> Metrics:
     """Run a model on annotated images and compute COCO's metrics.
@@ -96,15 +102,23 @@ def evaluate(
     Args:
         model: in evaluation mode.
         data: annotations with their images.
-        max_detections: limit of detections per image, and COCO's limit; the model's own if None.
+        max_detections: limit of detections per image, and COCO's limit; the model's own if None. An
+            image that is predicted in windows has no limit if None.
         batch_size: images per forward pass, where they have the same size.
+        tiles: which images are predicted in windows; by default those in which objects would be
+            missed because they are shrunk too much for the network.
         on_image: called after each image.
 
     Raises:
         ValueError: if there is no object of the model's classes, or the limit is below 1.
     """
     return evaluate_with_results(
-        model, data, max_detections=max_detections, batch_size=batch_size, on_image=on_image
+        model,
+        data,
+        max_detections=max_detections,
+        batch_size=batch_size,
+        tiles=tiles,
+        on_image=on_image,
     )[0]
 
 
@@ -114,18 +128,25 @@ def evaluate_with_results(
     *,
     max_detections: int | None = None,
     batch_size: int = 1,
+    tiles: TileOptions | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> tuple[Metrics, list[Result]]:
     """Like :func:`evaluate`, with the detections that were measured, in COCO's format."""
     limit = model.selection.override(max_detections=max_detections).max_detections
+    tiles = replace(tiles or TileOptions(), max_detections=max_detections)
     classes = match_measurable(model.class_names, data)
     results: list[Result] = []
-    failures, notes = list[Failure](), NoteSummary()
-    for outcome in evaluation_results(model, data.images, classes, limit, batch_size, notes):
+    failures, notes, tiled = list[Failure](), NoteSummary(), 0
+    for outcome in evaluation_results(
+        model, data.images, classes, limit, batch_size, notes, tiles=tiles
+    ):
         if isinstance(outcome, Failure):
             failures.append(outcome)
         else:
             results += outcome
+            if max_detections is None and notes.tiled > tiled:
+                limit = max(limit, len(outcome))
+            tiled = notes.tiled
         (on_image or (lambda: None))()
     metrics = coco_metrics(ground_truth(data), results, limit, classes.matched_ids)
     measured = Metrics(
@@ -138,6 +159,7 @@ def evaluate_with_results(
         classes=classes,
         failures=tuple(failures),
         notes=tuple(notes.lines()),
+        damaged=notes.damaged,
     )
     return measured, results
 
@@ -149,6 +171,8 @@ def evaluation_results(
     max_detections: int,
     batch_size: int = 1,
     notes: NoteSummary | None = None,
+    *,
+    tiles: TileOptions = NO_TILES,
 ) -> Iterator[list[Result] | Failure]:
     """For each image its detections as COCO results, or why it could not be read.
 
@@ -161,13 +185,17 @@ def evaluation_results(
         max_detections: limit of detections per image.
         batch_size: images per forward pass, where they have the same size.
         notes: collects how the images were read and resized.
+        tiles: which images are predicted in windows; by default none.
     """
     selection = model.selection.override(0.0, max_detections)
 
-    def read(record: ImageRecord) -> Picture:
-        return read_image(_path(record), model.input_options, (record.width, record.height))
+    def read(record: ImageRecord) -> Picture | RegionImage:
+        size = (record.width, record.height)
+        return open_picture(_path(record), model.input_options, tiles.fits, size)
 
-    predictions = predict_iter(model, records, read, batch_size=batch_size, selection=selection)
+    predictions = predict_iter(
+        model, records, read, batch_size=batch_size, selection=selection, tiles=tiles
+    )
     for prediction in predictions:
         try:
             _, detections = prediction.result()

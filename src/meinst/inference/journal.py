@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from meinst.detector.passes import NO_TILES, TileOptions
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
 from meinst.files import write_atomically
@@ -116,7 +117,11 @@ class Journal:
 
 
 def describe_run(
-    model: Predictor, selection: SelectOptions, sources: Sequence[Path], overlays: Sequence[str]
+    model: Predictor,
+    selection: SelectOptions,
+    sources: Sequence[Path],
+    overlays: Sequence[str],
+    tiles: TileOptions = NO_TILES,
 ) -> dict[str, Any]:
     """What the results depend on: the model, the selection and the images.
 
@@ -125,6 +130,7 @@ def describe_run(
         selection: what counts as a detection.
         sources: the image files.
         overlays: the file name of each one's overlay.
+        tiles: which images are predicted in windows.
     """
     return {
         "journal": _FORMAT,
@@ -133,6 +139,9 @@ def describe_run(
         "class_names": list(model.class_names),
         **options_to_dict(selection),
         "intensity": model.input_options.intensity,
+        "tile": tiles.tile,
+        "pixel_size": tiles.pixel_size or model.input_options.pixel_size,
+        "max_detections_in_windows": tiles.max_detections,
         "images": len(sources),
         "sources": _digest(str(source).encode(errors="surrogateescape") for source in sources),
         "overlays": _digest(name.encode(errors="surrogateescape") for name in overlays),

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from meinst.data.images import read_image
+from meinst.data.regions import open_picture
+from meinst.detector.passes import TileOptions
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
+from meinst.detector.tiled import OnWindow
 from meinst.files import check_folder
 from meinst.images.notes import NO_NOTES, ImageNotes
 from meinst.inference.journal import Journal, Row, describe_run
@@ -73,7 +75,9 @@ def predict_files(
     selection: SelectOptions | None = None,
     batch_size: int = 1,
     resume: bool = False,
+    tiles: TileOptions | None = None,
     on_image: Callable[[ImageResult], None] | None = None,
+    on_window: OnWindow | None = None,
 ) -> PredictionSummary:
     """Segment image files in order and write the results; the next images are read meanwhile.
 
@@ -87,7 +91,10 @@ def predict_files(
         selection: what counts as a detection; the model's own if None.
         batch_size: images per forward pass, where they have the same size.
         resume: continue the unfinished run in ``output``.
+        tiles: which images are predicted in windows; by default those in which objects would be
+            missed because they are shrunk too much for the network.
         on_image: called after each image; in a resumed run also for each that failed before.
+        on_window: called after each window of an image with the number of windows done and in all.
 
     Raises:
         OSError: if the output cannot be written, is in use, or contains an unfinished run or
@@ -95,15 +102,22 @@ def predict_files(
         ValueError: if the run to resume had another model, selection or list of images.
     """
     selection = selection or model.selection
+    tiles = tiles or TileOptions()
     check_folder(output)
     with lock_folder(output):
         names = overlay_names(sources, output)
-        header = describe_run(model, selection, sources, names)
+        header = describe_run(model, selection, sources, names, tiles)
         journal = Journal(output, header, resume=resume, batch_size=batch_size)
         rest = slice(journal.done, None)
-        read = partial(read_image, options=model.input_options)
+        read = partial(open_picture, options=model.input_options, fits=tiles.fits)
         predictions = predict_iter(
-            model, sources[rest], read, batch_size=batch_size, selection=selection
+            model,
+            sources[rest],
+            read,
+            batch_size=batch_size,
+            selection=selection,
+            tiles=tiles,
+            on_window=on_window,
         )
         report = on_image or (lambda _: None)
         with _open(journal, len(sources)):
@@ -189,6 +203,9 @@ def _write(
         return ImageResult(source, None, {}, 0.0, reason), Row(None, [], reason)
     if prediction.notes.stretch is not None:
         image["intensity"] = prediction.notes.stretch.to_dict()
+    if prediction.notes.windows > 1:
+        image["windows"] = prediction.notes.windows
+        image["lost_windows"] = prediction.notes.lost_windows
     labels = (detections.class_names[label] for label in detections.labels.tolist())
     counts = dict(Counter(labels).most_common())
     outcome = ImageResult(source, path, counts, 0.0, notes=prediction.notes)

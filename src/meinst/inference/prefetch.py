@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
 from typing import Generic, TypeVar
 
 from meinst.data.images import Picture, Pixels
+from meinst.data.regions import RegionImage
 from meinst.data.transforms import ResizedImage
 from meinst.detections import Detections
-from meinst.detector.predictor import Predictor, note_objects
+from meinst.detector.passes import NO_TILES, TileOptions
+from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
+from meinst.detector.tiled import OnWindow, TiledResult, complete, shown_pixels
 from meinst.images.notes import NO_NOTES, ImageNotes
+from meinst.images.read_ahead import read_ahead
 from meinst.options import check_number
 
 T = TypeVar("T")
@@ -30,7 +32,8 @@ class PredictionResult(Generic[T]):
 
     Attributes:
         source: what was read.
-        pixels: ``(H, W, 3)`` uint8 RGB.
+        pixels: ``(H, W, 3)`` uint8 RGB; of an image that was predicted in windows a reduced copy,
+            if its longer side is above 4,096 pixels.
         detections: the detections.
         notes: how the image was read and resized.
         error: why there are none.
@@ -58,19 +61,23 @@ class PredictionResult(Generic[T]):
 def predict_iter(
     model: Predictor,
     sources: Sequence[T],
-    read: Callable[[T], Picture | Pixels],
+    read: Callable[[T], Picture | Pixels | RegionImage],
     *,
     batch_size: int = 1,
     selection: SelectOptions | None = None,
+    tiles: TileOptions = NO_TILES,
+    on_window: OnWindow | None = None,
 ) -> Iterator[PredictionResult[T]]:
     """Predict in order; a thread reads and resizes the images of the next batch meanwhile.
 
     Args:
         model: in evaluation mode.
         sources: what to read.
-        read: returns the image of a source.
-        batch_size: images per forward pass, where they have the same size.
+        read: returns the image of a source, or opens it for reading windows.
+        batch_size: images per forward pass, where they have the same size; or windows.
         selection: what counts as a detection; the model's own if None.
+        tiles: whether images that are shrunk too much for the network are predicted in windows.
+        on_window: called after each window.
 
     Yields:
         One result per source; an image that fails does not stop the others.
@@ -83,24 +90,25 @@ def predict_iter(
     def predict(images: list[ResizedImage]) -> list[Detections]:
         return model.predict_batch(images, selection)
 
-    def resized(source: T) -> ResizedImage:
-        return model.resize(read(source))
+    def finish(image: ResizedImage | RegionImage, whole: Detections | None) -> TiledResult:
+        return complete(
+            model, image, whole, tiles, selection, batch_size=batch_size, on_window=on_window
+        )
 
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        remaining = iter(sources)
-        waiting = deque((s, reader.submit(resized, s)) for s in islice(remaining, batch_size))
-        while waiting:
-            batch = list(waiting)
-            waiting = deque((s, reader.submit(resized, s)) for s in islice(remaining, batch_size))
-            yield from _predict_batch(batch, predict, model.selection.threshold)
+    def prepared(source: T) -> ResizedImage | RegionImage:
+        image = read(source)
+        return image if isinstance(image, RegionImage) else model.resize(image)
+
+    for batch in read_ahead(sources, prepared, batch_size):
+        yield from _predict_batch(batch, predict, finish)
 
 
 def _predict_batch(
-    batch: list[tuple[T, Future[ResizedImage]]],
+    batch: list[tuple[T, Future[ResizedImage | RegionImage]]],
     predict: Callable[[list[ResizedImage]], list[Detections]],
-    threshold: float,
+    finish: Callable[[ResizedImage | RegionImage, Detections | None], TiledResult],
 ) -> Iterator[PredictionResult[T]]:
-    images: list[ResizedImage | Exception] = []
+    images: list[ResizedImage | RegionImage | Exception] = []
     for _, future in batch:
         try:
             images.append(future.result())
@@ -118,9 +126,15 @@ def _predict_batch(
             yield PredictionResult(source, error=image)
             continue
         try:
-            detections = next(together) if together is not None else predict([image])[0]
+            whole = None
+            if isinstance(image, ResizedImage):
+                whole = next(together) if together is not None else predict([image])[0]
+            detections, notes = finish(image, whole)
+            pixels = shown_pixels(image, notes)
         except IMAGE_ERRORS as error:
             yield PredictionResult(source, error=error)
         else:
-            notes = note_objects(image, detections, threshold)
-            yield PredictionResult(source, image.original, detections, notes)
+            yield PredictionResult(source, pixels, detections, notes)
+        finally:
+            if isinstance(image, RegionImage):
+                image.close()

@@ -19,6 +19,7 @@ from meinst.files import open_atomically, write_atomically
 from meinst.inference.journal import Row
 
 RESULTS, IMAGES = "predictions.json", "images.json"
+_DECODED = 20_000  # masks that are kept decoded
 _MAX_SIDE = 65500  # limit of JPEG, in pixels
 # Overlays contain this comment, within the first bytes of the file.
 _COMMENT, _HEADER_BYTES = b"overlay by meinst", 256
@@ -31,7 +32,7 @@ def write_overlay(
     """Draw an image's detections, write the overlay, and convert the detections to COCO results.
 
     Args:
-        pixels: ``(H, W, 3)`` uint8 RGB.
+        pixels: ``(H, W, 3)`` uint8 RGB; a reduced copy of large images.
         detections: the detections.
         image_id: id of the image in the results.
         source: the image file.
@@ -40,7 +41,8 @@ def write_overlay(
     Returns:
         The image's entry for ``images.json``, and its COCO results.
     """
-    soft_masks = detections.soft_masks()  # decoded once for both
+    # Decoded once for both, unless there are very many.
+    soft_masks = detections.soft_masks() if len(detections) <= _DECODED else None
     write_atomically(path, _jpeg(detections.draw(pixels, soft_masks=soft_masks)))
     height, width = detections.image_size
     image = {"id": image_id, "file_name": str(source), "width": width, "height": height}

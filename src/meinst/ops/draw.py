@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from meinst.ops.paste import pixel_windows
 
 # RGB colours that people with colour blindness can distinguish: those of M. Okabe and K. Ito
 # ("Color Universal Design", 2008) without black, and wine from P. Tol's muted scheme.
@@ -20,6 +22,11 @@ PALETTE = (
     (0, 114, 178),  # blue
     (136, 34, 85),  # wine
 )
+
+# With more objects than this, boxes and captions would hide the picture.
+_MAX_CAPTIONS = 30
+_PIXELS_PER_CAPTION = 8000
+_AT_ONCE = 4096  # masks that are in memory at the same time
 
 Color = tuple[int, int, int]
 Plate = tuple[int, int, int, int]  # x1 y1 x2 y2; covers the pixels from x1 to x2 - 1
@@ -61,6 +68,49 @@ def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask
+
+
+def draw_objects(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    colors: Sequence[Color],
+    captions: Sequence[str],
+    crops: Callable[[np.ndarray], tuple[list[np.ndarray], np.ndarray]],
+    *,
+    alpha: float,
+    boxes_shown: bool | None = None,
+    captions_shown: bool | None = None,
+) -> np.ndarray:
+    """Draw masks, boxes and captions; see :meth:`meinst.detections.Detections.draw`.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in pixels.
+        colors: ``N`` RGB colours.
+        captions: ``N`` single lines of text.
+        crops: returns the masks of some objects, given their indices, and the corners, as
+            :func:`meinst.ops.paste.crop_masks` does.
+        alpha: opacity of the masks.
+        boxes_shown: whether to draw boxes; None if there are few objects.
+        captions_shown: whether to write the captions; None if there are few objects.
+
+    Returns:
+        ``(H, W, 3)`` uint8, a copy.
+    """
+    height, width = image.shape[:2]
+    few = len(colors) <= min(_MAX_CAPTIONS, height * width // _PIXELS_PER_CAPTION)
+    drawn = image.copy()
+    areas = pixel_windows(boxes, (height, width))[:, 2:].prod(axis=1)
+    order = np.argsort(-areas, kind="stable")  # large ones first, some thousand at once
+    for first in range(0, len(order), _AT_ONCE):
+        chosen = np.sort(order[first : first + _AT_ONCE])
+        blend_masks(drawn, *crops(chosen), [colors[n] for n in chosen], alpha)
+    sides = boxes.clip(0, np.array([width, height, width, height]))
+    if few if boxes_shown is None else boxes_shown:
+        drawn = draw_boxes(drawn, sides, colors)
+    if few if captions_shown is None else captions_shown:
+        drawn = draw_captions(drawn, sides, captions, colors)
+    return drawn
 
 
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, colors: Sequence[Color]) -> np.ndarray:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from meinst.ops.rle_kernels import encode_masks, paint_masks
 
-_MAX_PIXELS = 2**32 - 1  # run lengths are unsigned 32-bit integers in pycocotools
+MAX_RLE_PIXELS = 2**32 - 1
+"""Pixels that COCO RLE can count: run lengths are unsigned 32-bit integers in pycocotools."""
 
 
 def pixel_windows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -114,10 +115,10 @@ def soft_masks_to_rle(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> lis
     """
     values, corners, windows = _prepare(soft, boxes, size)
     height, width = map(int, size)  # ready for JSON
-    if height * width > _MAX_PIXELS:
+    if height * width > MAX_RLE_PIXELS:
         raise ValueError(
-            f"COCO RLE is limited to images of {_MAX_PIXELS} pixels, got {height} x {width}; use "
-            "polygons or crops."
+            f"COCO RLE is limited to images of {MAX_RLE_PIXELS} pixels, got {height} x {width}; "
+            "use polygons or crops."
         )
     text, begins = encode_masks(values, corners, windows, height, width)
     return [

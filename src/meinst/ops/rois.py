@@ -22,7 +22,7 @@ def masks_in_rois(masks: Tensor, boxes: Tensor, rois: Tensor) -> Tensor:
     Returns:
         ``(N, S, S)`` float32 of 0 and 1.
     """
-    grid = _cell_centers(boxes, rois, masks.shape[-1])
+    grid = roi_grid(boxes, rois, masks.shape[-1])
     sampled = F.grid_sample(masks[:, None].float(), grid, align_corners=False)  # (N, 1, S, S)
     return (sampled.squeeze(1) >= 0.5).float()
 
@@ -45,9 +45,9 @@ def sample_rois(maps: Tensor, image: Tensor, rois: Tensor, side: int) -> Tensor:
     height, width = maps.shape[2:]
     whole = rois.new_tensor([[0, 0, width, height]])
     if len(maps) == 1:
-        return _sample(maps[0], _cell_centers(whole, rois, side))
+        return _sample(maps[0], roi_grid(whole, rois, side))
     order = image.argsort(stable=True)
-    grids = _cell_centers(whole, rois[order], side)
+    grids = roi_grid(whole, rois[order], side)
     counts = torch.bincount(image, minlength=len(maps)).tolist()
     # One map at a time: grid_sample would need equally many samples of each.
     samples = [_sample(*pair) for pair in zip(maps, torch.split(grids, counts), strict=True)]
@@ -65,11 +65,16 @@ def _sample(feature: Tensor, grids: Tensor) -> Tensor:
     return samples.view(len(feature), count, side, side).transpose(0, 1)
 
 
-def _cell_centers(boxes: Tensor, rois: Tensor, side: int) -> Tensor:
-    """Centres of the cells of ``(N, 4)`` boxes as a grid for ``grid_sample``.
+def roi_grid(boxes: Tensor, rois: Tensor, side: int) -> Tensor:
+    """Centres of the cells of regions as a grid for ``grid_sample``.
+
+    Args:
+        boxes: ``(N, 4)`` or ``(1, 4)`` ``x1 y1 x2 y2``, over which what is sampled is stretched.
+        rois: ``(N, 4)`` ``x1 y1 x2 y2``, in the same pixels.
+        side: cells along each side of a region.
 
     Returns:
-        ``(N, side, side, 2)``, x and y; -1 and 1 are the sides of the boxes ``(N or 1, 4)``.
+        ``(N, side, side, 2)``, x and y; -1 and 1 are the sides of the boxes.
     """
     steps = (torch.arange(side, device=rois.device) + 0.5) / side  # (S,)
     corners, sizes = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]  # (N, 1, 2)

@@ -116,7 +116,7 @@ def draw_sheet(model: MEInst, data: CocoData, path: Path, count: int = 12) -> No
             image = load_image(record.path, intensity=model.input_options.intensity)
         except ImageError:
             continue
-        tile = Image.fromarray(model.predict(image).draw(image))
+        tile = Image.fromarray(model.predict(image, tile="off").draw(image))
         tile.thumbnail((side - 4, side - 4))
         row, column = divmod(place, columns)
         sheet.paste(tile, (column * side, row * side))

@@ -68,3 +68,20 @@ def test_images_that_are_shrunk_too_much(shrink: float, side: float | None, expe
         # Objects of 12 pixels in the network's input are found.
         assert f"smaller than about {12 * shrink:.0f} pixels" in lines[0]
         assert f"{12 * shrink:.0f} pixels" in notes.warnings[0]
+
+
+def test_windows_and_damage() -> None:
+    whole = ImageNotes(windows=1200)
+    broken = ImageNotes(windows=300, lost_windows=4, damage="b.tif: the tile at x = 0 is damaged")
+    lines = summary_of(whole, broken)
+    assert lines[0] == "note: 2 images predicted in windows (for example 1.tif, 1,200 windows)"
+    assert lines[1].startswith("warning: 1 image with damaged parts; 4 windows were left out")
+    assert "b.tif: the tile at x = 0 is damaged" in lines[1]
+    assert whole.warnings == []
+    assert broken.warnings == [
+        "4 of 300 windows were left out: b.tif: the tile at x = 0 is damaged"
+    ]
+    summary = NoteSummary()
+    assert (summary.tiled, summary.damaged) == (0, 0)
+    summary.add(Path("b.tif"), broken)
+    assert (summary.tiled, summary.damaged) == (1, 1)

@@ -32,12 +32,12 @@ def test_nothing_left_out(tmp_path: Path) -> None:
 
 def test_pictures_and_videos_of_other_kinds_are_counted(tmp_path: Path) -> None:
     images = touch(tmp_path, "a.png")
-    touch(tmp_path, "b.MP4", "c.mp4", "d.svs", "e.nef", "f.exr", "empty")
+    touch(tmp_path, "b.MP4", "c.mp4", "d.czi", "e.nef", "f.exr", "empty")
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "scan", format="PNG")
     for sources in ([tmp_path], [tmp_path / "*"], [tmp_path, tmp_path / "*.*"]):
         found = search_images([*sources, tmp_path])
         assert found.images == images
-        expected = {".mp4": 2, ".svs": 1, ".nef": 1, ".exr": 1, "without a suffix": 1}
+        expected = {".mp4": 2, ".czi": 1, ".nef": 1, ".exr": 1, "without a suffix": 1}
         assert dict(found.left_out) == expected
     text = str(found)
     assert text.startswith("6 files that cannot be read were left out (")
