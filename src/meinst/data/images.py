@@ -28,6 +28,7 @@ from meinst.images.readers import (
 )
 from meinst.images.search import find_images as find_images
 from meinst.images.search import unreadable_kind
+from meinst.images.sources import ImageFile, MemoryFile, opened
 from meinst.options import FileError
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -103,7 +104,9 @@ def to_rgb(image: ImageLike, *, intensity: str = "percentile") -> Pixels:
 
 
 def read_image(
-    image: ImageLike, options: InputOptions | None = None, size: tuple[int, int] | None = None
+    image: ImageLike | MemoryFile,
+    options: InputOptions | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Picture:
     """Convert an image as `to_rgb` does, and report what was done.
 
@@ -118,6 +121,8 @@ def read_image(
     options = options or InputOptions()
     if isinstance(image, (str, Path)):
         return _read_file(Path(image), options, size)
+    if isinstance(image, MemoryFile):
+        return _read_file(image, options, size)
     if isinstance(image, Image.Image):
         return _read_pillow(image, options)
     if not isinstance(image, np.ndarray):
@@ -186,7 +191,7 @@ def read_labels(path: Path) -> NDArray[Any]:
             head = file.read(_HEAD)
         prepare_pillow(head)
         if is_big_endian_bigtiff(head):
-            return _turn(*read_tiff(path))
+            return turn(*read_tiff(path))
         with Image.open(path) as image:
             check_pixels(image.width, image.height)
             fault = "is a JPEG file, which does not keep values" if image.format == "JPEG" else ""
@@ -198,7 +203,7 @@ def read_labels(path: Path) -> NDArray[Any]:
         raise ImageError(f"{path} {_reason(error, path)}") from error
     if fault:
         raise ImageError(f"{path} {fault}; save it as one PNG or TIFF file for each image.")
-    return _turn(values, orientation)
+    return turn(values, orientation)
 
 
 def _header_sizes(path: Path) -> list[tuple[int, int]]:
@@ -225,20 +230,23 @@ def _check_file(path: Path) -> None:
         raise ImageError(f"{path} is empty (0 bytes); restore or remove it.")
 
 
-def _wrong_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
+def _wrong_size(path: ImageFile, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
     return ImageError(
         f"{path} has {size[0]} x {size[1]} pixels, but the annotations expect "
         f"{expected[0]} x {expected[1]}; use the image that was annotated."
     )
 
 
-def _read_file(path: Path, options: InputOptions, size: tuple[int, int] | None) -> Picture:
-    _check_file(path)
+def _read_file(path: ImageFile, options: InputOptions, size: tuple[int, int] | None) -> Picture:
+    if isinstance(path, Path):
+        _check_file(path)
+    elif not path.content:
+        raise ImageError(f"{path} is empty (0 bytes); restore or remove it.")
     try:
         picture, orientation = _decode(path, options)
     except Exception as error:  # readers raise almost anything for damaged files
         raise ImageError(f"{path} {_reason(error, path)}") from error
-    pixels = _turn(picture.pixels, orientation)
+    pixels = turn(picture.pixels, orientation)
     if size is not None and pixels.shape[1::-1] != tuple(size):
         if picture.pixels.shape[1::-1] == tuple(size):  # annotations of the unrotated image
             return picture
@@ -246,7 +254,7 @@ def _read_file(path: Path, options: InputOptions, size: tuple[int, int] | None) 
     return replace(picture, pixels=pixels)
 
 
-def _decode(path: Path, options: InputOptions) -> tuple[Picture, int]:
+def _decode(path: ImageFile, options: InputOptions) -> tuple[Picture, int]:
     """The stored image, and the EXIF orientation that is still to be applied."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
@@ -254,7 +262,7 @@ def _decode(path: Path, options: InputOptions) -> tuple[Picture, int]:
     if is_big_endian_bigtiff(head):
         return _decode_tiff(path, options), 1
     try:
-        image = Image.open(path)
+        image = Image.open(opened(path))
     except UnidentifiedImageError:
         if not is_tiff(head):
             raise
@@ -268,15 +276,15 @@ def _decode(path: Path, options: InputOptions) -> tuple[Picture, int]:
         else:
             values, orientation = deep
             if image.format == "TIFF":  # Pillow turns TIFF files itself
-                values, orientation = _turn(values, orientation), 1
+                values, orientation = turn(values, orientation), 1
             picture = _from_values(values, options)
         return replace(picture, pages=count_pages(path, image)), orientation
 
 
-def _decode_tiff(path: Path, options: InputOptions) -> Picture:
+def _decode_tiff(path: ImageFile, options: InputOptions) -> Picture:
     """A TIFF file that Pillow cannot open, turned upright."""
     values, orientation = read_tiff(path)
-    picture = _from_values(_turn(values, orientation), options)
+    picture = _from_values(turn(values, orientation), options)
     return replace(picture, pages=count_tiff_pages(path))
 
 
@@ -291,10 +299,10 @@ def _read_pillow(image: Image.Image, options: InputOptions) -> Picture:
     except Exception as error:  # as for files
         raise ImageError(f"The Pillow image is damaged or truncated ({error}).") from error
     picture = _from_pillow(image, options)
-    return replace(picture, pixels=_turn(picture.pixels, orientation_of(image)))
+    return replace(picture, pixels=turn(picture.pixels, orientation_of(image)))
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: ImageFile) -> str:
     """Describe why a file cannot be read, and the remedy."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return (
@@ -314,7 +322,7 @@ def _reason(error: Exception, path: Path) -> str:
     return f"is damaged or truncated ({reason}); restore it."
 
 
-def _turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+def turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Apply an EXIF orientation, 1 to 8, to ``(H, W)`` or ``(H, W, C)``."""
     if orientation >= 5:
         values = values.swapaxes(0, 1)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from meinst.codecs import Codec
-from meinst.data.images import ImageLike, Picture, read_image
+from meinst.data.images import Picture, read_image
+from meinst.data.inputs import ChannelOrder, ImageInput, to_image_like
 from meinst.data.transforms import ResizedImage, ResizeOptions, resize_image
 from meinst.detections import Detections
 from meinst.detector.head import HeadOptions
@@ -31,7 +32,7 @@ from meinst.images.notes import ImageNotes
 from meinst.options import check_range
 from meinst.types import HeadOutputs
 
-ModelInput: TypeAlias = "ImageLike | ResizedImage"
+ModelInput: TypeAlias = "ImageInput | ResizedImage"
 MAX_CHANNELS = 4096
 """Largest number of channels of the pyramid and the head; published models have 256."""
 
@@ -199,13 +200,22 @@ class Predictor(nn.Module, ABC):
         """Make the model faster for inference, in place; it can no longer be trained or saved."""
         return self
 
-    def resize(self, image: ImageLike | Picture) -> ResizedImage:
+    def resize(
+        self, image: ImageInput | Picture, channel_order: ChannelOrder = "rgb"
+    ) -> ResizedImage:
         """Resize an image for the network; :meth:`predict` does it where necessary.
+
+        Args:
+            image: as for :meth:`predict`.
+            channel_order: as for :meth:`predict`.
 
         Raises:
             ValueError: if the image cannot be read.
         """
-        picture = image if isinstance(image, Picture) else read_image(image, self.input_options)
+        if isinstance(image, Picture):
+            picture = image
+        else:
+            picture = read_image(to_image_like(image, channel_order), self.input_options)
         original = picture.pixels
         resized = resize_image(original, self.resize_options)
         shrink = max(original.shape[:2]) / max(resized.shape[:2])
@@ -220,6 +230,7 @@ class Predictor(nn.Module, ABC):
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Detections: ...
 
     @overload
@@ -229,6 +240,7 @@ class Predictor(nn.Module, ABC):
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> list[Detections]: ...
 
     def predict(
@@ -237,14 +249,17 @@ class Predictor(nn.Module, ABC):
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Detections | list[Detections]:
         """Detect the objects in one image, or in several images as one batch.
 
         Args:
-            image: a path, a PIL image, an ``(H, W, 3)`` uint8 RGB array or the result of
-                :meth:`resize`; or a list of these.
+            image: a path, an address (``s3://...``), the bytes of an image file, an open file, a
+                PIL image, an ``(H, W, 3)`` RGB array, a tensor (:mod:`meinst.data.inputs`), or the
+                result of :meth:`resize`; or a list of these.
             score_threshold: smallest score of a detection, 0 to 1; the model's own if None.
             max_detections: limit of detections per image; the model's own if None.
+            channel_order: of the channels of arrays and tensors; "bgr" for OpenCV's.
 
         Returns:
             The detections, best first, in pixels of the given image; a list for a list.
@@ -259,7 +274,9 @@ class Predictor(nn.Module, ABC):
         selection = self.selection.override(score_threshold, max_detections)
         several = isinstance(image, (list, tuple))
         images: Sequence[ModelInput] = image if isinstance(image, (list, tuple)) else [image]
-        resized = [i if isinstance(i, ResizedImage) else self.resize(i) for i in images]
+        resized = [
+            i if isinstance(i, ResizedImage) else self.resize(i, channel_order) for i in images
+        ]
         detections = self.predict_batch(resized, selection)
         pairs = zip(resized, detections, strict=True)
         notes = [note_objects(*pair, self.selection.threshold) for pair in pairs]
