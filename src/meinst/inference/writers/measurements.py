@@ -56,13 +56,12 @@ class CSVWriter(SpooledWriter):
         widest = max(map(len, self._lines()), default=0)
         channels = range(1, (widest - len(COLUMNS)) // 2 + 1)
         header = [*COLUMNS, *(f"{kind}_{c}" for c in channels for kind in ("mean", "deviation"))]
-        with _as_text(file) as text:
-            table = csv.writer(text, lineterminator="\n")
-            table.writerow(header)
-            for line in self._lines():
-                table.writerow(line + [""] * (len(header) - len(line)))
-            text.flush()
-            text.detach()
+        text = _as_text(file)
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(header)
+        for line in self._lines():
+            table.writerow(line + [""] * (len(header) - len(line)))
+        text.detach()  # which writes the rest; the file stays open
 
     def _lines(self) -> Iterator[list[str]]:
         """The lines of the spool, one after the other."""
