@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -353,3 +354,70 @@ def test_memory_and_open_files_do_not_grow(tiny_model: MEInst, tmp_path: Path) -
     tracemalloc.stop()
     assert max(handles[5:]) <= max(handles[:5])
     assert memory[-1] < memory[5] + 100_000
+
+
+def test_addresses_give_the_results_of_files(
+    tiny_model: MEInst, sources: list[Path], whole: Path, out: Path
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    addresses = [f"memory://{k}/{path.name}" for k, path in enumerate(sources)]
+    for path, address in zip(sources, addresses, strict=True):
+        system.pipe(address, path.read_bytes())
+    addresses[1] = "memory://nowhere/broken.png"
+    outcomes: list[ImageResult] = []
+    predict_files(tiny_model, addresses, out, formats=ALL, on_image=outcomes.append)
+    assert [each.error is None for each in outcomes] == [True, False, *[True] * 5]
+    assert "memory://nowhere/broken.png does not exist" in str(outcomes[1].error)
+    found, expected = content_of(out), content_of(whole)
+    assert found.keys() == expected.keys()
+    named = {"images.json", "measurements.csv", "detections.parquet"}  # by the names of the images
+    for name, content in expected.items():
+        if not name.startswith(("yolo/images", "labelme")) and name not in named:
+            assert found[name] == content, name
+    links = whole / "yolo" / "images"
+    assert found["yolo/images/deep.tif"] == (links / "deep.tif").read_bytes()
+    with Detections.from_parquet(out / "detections.parquet") as stored:
+        assert stored.file(3) == addresses[2]
+
+
+def test_lists_and_folders_on_the_command_line(
+    tiny_model_file: Path,
+    sources: list[Path],
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("a/x.png", "a/b/y.png"):
+        shutil.copy(sources[0], tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", str(tiny_model_file), "--device", "cpu", "--output", str(out)]
+    command = ["predict", *options, "--save", "coco"]
+
+    def files() -> list[str]:
+        assert capsys.readouterr().err == ""
+        images = json.loads((out / "images.json").read_text())["images"]
+        assert all(image["overlay"] is None for image in images)
+        return [image["file_name"] for image in images]
+
+    assert main([*command, "a"]) == 0
+    assert files() == ["a/x.png"]
+    assert main([*command, "a", "--recursive"]) == 0
+    assert files() == ["a/b/y.png", "a/x.png"]
+    Path("list.txt").write_bytes("\ufeffa/b/y.png\r\n\r\n# comment\r\na/x.png\r\n".encode())
+    assert main([*command, "--from-file", "list.txt"]) == 0
+    assert files() == ["a/b/y.png", "a/x.png"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a/x.png\n"))
+    assert main([*command, "a/b/y.png", "--from-file", "-"]) == 0
+    assert files() == ["a/b/y.png", "a/x.png"]
+    for arguments, message in (
+        ([], "no sources are given; give images, folders or patterns, or --from-file"),
+        (["--from-file", "no.txt"], "--from-file no.txt does not exist"),
+        (["memory://nowhere/a.png"], None),
+    ):
+        assert main([*command, *arguments]) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1
+        assert (message or "memory://nowhere/a.png does not exist") in errors[0]
