@@ -67,7 +67,7 @@ def test_two_processes_and_a_kill(
 @pytest.mark.parametrize(
     ("formats", "limit"),
     [("overlay,coco", "predictions.json"), ("overlay,csv", "measurements.csv")]
-    + [("overlay,parquet", 20_000)] * (find_spec("pyarrow") is not None),
+    + [("overlay,parquet", 60_000)] * (find_spec("pyarrow") is not None),
 )
 def test_full_disk(
     formats: str, limit: str | int, pictures: Path, tiny_model_file: Path, tmp_path: Path
