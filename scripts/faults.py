@@ -19,11 +19,13 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from PIL import Image, ImageDraw
 
 SHM = Path("/dev/shm")
 TIMEOUT = 300  # seconds
+KEPT = (".meinst-predictions", ".zattrs", ".zgroup", ".zarray")  # hidden files of results
 RECIPE = """
 model: {backbone: test_efficientnet, strides: [8, 16, 32], distance_limits: [32, 64],
         channels: 16, refine_channels: 0, head: {num_convs: 1, norm_groups: 4}}
@@ -56,12 +59,14 @@ class Command:
         unfinished: whether the output can be continued with ``--resume``.
         check: names the files of an output that are not whole.
         content: what must be equal after the second run.
+        finished: whether a killed run had done everything, if it must not be run again.
     """
 
     arguments: Callable[[Path], list[str]]
     unfinished: Callable[[Path], bool]
     check: Callable[[Path], list[str]]
     content: Callable[[Path], dict[str, bytes]]
+    finished: Callable[[Path], bool] = lambda _: False
 
 
 def main() -> int:
@@ -95,6 +100,7 @@ def _import_all() -> None:
     import meinst.cli.main
     import meinst.codec_tools.fit
     import meinst.inference.predict
+    import meinst.inference.writers.formats
     import meinst.training.train
 
     if find_spec("openvino") is not None:
@@ -111,6 +117,11 @@ def make_commands(data: Path) -> dict[str, Command]:
     def predict(output: Path) -> list[str]:
         options = ["--model", model, "--score-threshold", "0", "--device", "cpu"]
         return ["predict", str(data / "pictures"), *options, "--output", str(output)]
+
+    def predict_formats(output: Path) -> list[str]:
+        from meinst.inference.writers.formats import FORMATS
+
+        return [*predict(output), "--save", ",".join(FORMATS)]
 
     def train(output: Path) -> list[str]:
         named = ["--train-images", images, "--train-annotations", annotations]
@@ -133,11 +144,20 @@ def make_commands(data: Path) -> dict[str, Command]:
         "predict": Command(
             predict, lambda out: (out / "predictions.journal").exists(), broken_results, all_files
         ),
+        "formats": Command(
+            predict_formats,
+            lambda out: (out / "predictions.journal").exists(),
+            broken_formats,
+            predicted_files,
+            lambda out: (out / "predictions.json").exists(),
+        ),
         "train": Command(
             train, lambda out: any(out.glob("checkpoints/*.ckpt")), broken_training, trained_files
         ),
         "codec fit": Command(fit, never, broken_codec, all_files),
     }
+    if any(find_spec(package) is None for package in ("pyarrow", "roifile", "zarr")):
+        del commands["formats"]
     if find_spec("openvino") is not None:
         commands["export"] = Command(export, never, broken_export, exported_files)
     return commands
@@ -150,6 +170,14 @@ def all_files(output: Path) -> dict[str, bytes]:
     """The content of each file, hidden ones included."""
     paths = sorted(path for path in output.rglob("*") if path.is_file())
     return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+
+
+def predicted_files(output: Path) -> dict[str, bytes]:
+    """All files; without labelme's paths of the images, which are relative to the output."""
+    return {
+        name: re.sub(rb'"imagePath": "[^"]*"', b"", content)
+        for name, content in all_files(output).items()
+    }
 
 
 def trained_files(output: Path) -> dict[str, bytes]:
@@ -179,6 +207,26 @@ def broken_results(output: Path) -> list[str]:
     return _unreadable(output.glob("*.json"), lambda path: json.loads(path.read_bytes())) + (
         _unreadable(output.glob("*.jpg"), lambda path: Image.open(path).load())
     )
+
+
+def broken_formats(output: Path) -> list[str]:
+    """Files of all formats that are not whole."""
+    import tifffile
+
+    def load_zip(path: Path) -> None:
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None
+
+    def load_zarr(path: Path) -> None:
+        assert {"0", ".zattrs", ".zgroup"} <= {each.name for each in path.iterdir()}
+
+    return [
+        *broken_results(output),
+        *_unreadable(output.glob("*/*.*json"), lambda path: json.loads(path.read_bytes())),
+        *_unreadable(output.glob("labels/*.tif"), tifffile.imread),
+        *_unreadable(output.glob("imagej/*.zip"), load_zip),
+        *_unreadable(output.glob("ome-zarr/*.zarr"), load_zarr),
+    ]
 
 
 def broken_training(output: Path) -> list[str]:
@@ -243,7 +291,7 @@ def run_trials(
     while counts["resumed"] + counts["restarted"] < options.kills:
         with tempfile.TemporaryDirectory(dir=folders[trial % len(folders)]) as temporary:
             output = Path(temporary, "output")
-            if trial % 4 > 1 and name != "predict" and name != "train":
+            if trial % 4 > 1 and name not in ("predict", "formats", "train"):
                 run(command.arguments(output), data)  # an older file is to be replaced
             code = run(command.arguments(output), data, draw.uniform(0, duration))
             counts["complete"] += code != -signal.SIGKILL
@@ -269,14 +317,17 @@ def _check_trial(
     faults = command.check(output) if output.exists() else []
     resume = command.unfinished(output)
     counts["resumed" if resume else "restarted"] += 1
-    code = run([*command.arguments(output), *(["--resume"] if resume else [])], data)
+    if not resume and command.finished(output):
+        code = 0
+    else:
+        code = run([*command.arguments(output), *(["--resume"] if resume else [])], data)
     if code != 0:
         faults.append(f"exit code {code}: {_log(data)}")
     else:
         content = command.content(output)
         names = content.keys() | expected.keys()
         faults += [f"differs: {n}" for n in sorted(names) if content.get(n) != expected.get(n)]
-        stray = [path.name for path in output.parent.rglob(".*")]
+        stray = [path.name for path in output.parent.rglob(".*") if path.name not in KEPT]
         faults += [f"stray: {', '.join(stray)}"] if stray else []
     left = sum(path.stat().st_size for path in (data / "tmp").rglob("*") if path.is_file())
     faults += [f"{left} bytes in the temporary folder"] if left else []

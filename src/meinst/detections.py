@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from meinst.options import printable
 
 if TYPE_CHECKING:
     import supervision
+
+    from meinst.parquet import StoredDetections
 
 _MAX_COORDINATE = 2**24  # up to here, float32 holds every integer
 _AT_ONCE = 4096  # masks that are decoded together, where all are not needed at the same time
@@ -329,6 +332,39 @@ class Detections:
             class_id=labels,
             data={"class_name": np.array(self.class_names, dtype=np.str_)[labels]},
         )
+
+    def to_parquet(self, path: str | Path, *, image_id: int = 1, file: str = "") -> None:
+        """Write the detections as they are, without decoding them, to a Parquet file.
+
+        Args:
+            path: the file.
+            image_id: id of the image.
+            file: file of the image.
+
+        Raises:
+            ImportError: if pyarrow is missing.
+            OSError: if the file cannot be written.
+        """
+        from meinst.parquet import make_batch, make_schema, write_parquet
+
+        schema = make_schema(self.codec, self.class_names)
+        write_parquet(Path(path), schema, [make_batch(schema, self, image_id, file)])
+
+    @classmethod
+    def from_parquet(cls, path: str | Path) -> StoredDetections[Detections]:
+        """Open a file of :meth:`to_parquet` or of ``meinst predict --save parquet``.
+
+        Returns:
+            The detections by image id, read when they are accessed.
+
+        Raises:
+            FileNotFoundError: if the file does not exist.
+            ValueError: if it does not hold detections.
+            ImportError: if pyarrow is missing.
+        """
+        from meinst.parquet import StoredDetections
+
+        return StoredDetections(path, cls)
 
     def draw(
         self,

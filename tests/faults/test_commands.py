@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,21 @@ def test_two_processes_and_a_kill(
     assert content_of(out) == content_of(whole)
 
 
-def test_full_disk(pictures: Path, tiny_model_file: Path, tmp_path: Path) -> None:
-    """Files cannot grow beyond a limit, which the journal reaches after some images."""
+@pytest.mark.parametrize(
+    ("formats", "limit"),
+    [("overlay,coco", "predictions.json"), ("overlay,csv", "measurements.csv")]
+    + [("overlay,parquet", 60_000)] * (find_spec("pyarrow") is not None),
+)
+def test_full_disk(
+    formats: str, limit: str | int, pictures: Path, tiny_model_file: Path, tmp_path: Path
+) -> None:
+    """Files cannot grow beyond a limit, which the file of all images reaches after some images."""
     whole, out = tmp_path / "whole", tmp_path / "out"
-    assert main(predict(pictures, tiny_model_file, whole)) == 0
-    limit = (whole / "predictions.json").stat().st_size // 2
-    command = predict(pictures, tiny_model_file, out)
+    save = ["--save", formats]
+    assert main([*predict(pictures, tiny_model_file, whole), *save]) == 0
+    if isinstance(limit, str):
+        limit = (whole / limit).stat().st_size // 2
+    command = [*predict(pictures, tiny_model_file, out), *save]
     full = subprocess.run(
         [sys.executable, "-m", "meinst", *command],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
@@ -132,14 +142,16 @@ def test_two_fits_do_not_write_one_codec(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_killed_commands_lose_nothing() -> None:
     """A few of the trials of ``scripts/faults.py``."""
-    pytest.importorskip("lightning")
+    for package in ("lightning", "pyarrow", "roifile", "zarr"):
+        pytest.importorskip(package)
     command = [sys.executable, str(SCRIPT), "--kills", "1"]
     done = subprocess.run(
-        [*command, "--commands", "predict", "codec fit"],
+        [*command, "--commands", "predict", "formats", "codec fit"],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()[-2:]]
-    assert [(row[0], row[-1]) for row in rows] == [("predict", "0"), ("codec", "0")]
+    rows = [line.split() for line in done.stdout.splitlines()[-3:]]
+    names = ("predict", "formats", "codec")
+    assert [(row[0], row[-1]) for row in rows] == [(name, "0") for name in names]

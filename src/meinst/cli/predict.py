@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from meinst.options import printable
 
 if TYPE_CHECKING:
     from meinst.detector.predictor import Predictor
+    from meinst.images.sources import ImageSource
     from meinst.inference.predict import ImageResult
 
 EXAMPLES = """
@@ -22,6 +24,8 @@ meinst predict slides/ 'more/**/*.tif' --model nuclei --output found
 meinst predict slide.svs --model nuclei --tile 512
 meinst predict holiday.jpg --model runs/mine/best.safetensors --score-threshold 0.5
 meinst predict clip.mp4 --every 2 --start 60 --end 90
+meinst predict plates/ --recursive --model nuclei --save labels,csv
+meinst predict s3://bucket/cells/ --model nuclei --save parquet
 """
 
 
@@ -29,25 +33,33 @@ meinst predict clip.mp4 --every 2 --start 60 --end 90
 class PredictArguments:
     """Segment images and videos.
 
-    Writes an overlay of each image (JPEG, named after the image) to the output folder, and for all
-    images together predictions.json (COCO results, masks as RLE in the size of the original) and
-    images.json (the file of each image_id and the class of each category_id). To load them with
-    pycocotools: COCO("images.json").loadRes("predictions.json"), unless there are no detections.
-    Overlays that earlier runs wrote there are skipped. If a file has several pages or frames, only
-    the first is used. Of slides and other large TIFF files, only the parts that are needed are
-    read, and the overlay is a reduced copy. A run that ended early (killed, full disk) continues
-    with --resume and ends with the same files. The exit code is 1 if an image or a part of one
-    could not be read, or if a folder or pattern contains pictures or videos of kinds that cannot be
-    read; they are counted in a warning.
+    By default, writes an overlay of each image (JPEG, named after the image) to the output folder,
+    and for all images together predictions.json (COCO results, masks as RLE in the size of the
+    original) and images.json (the file of each image_id and the class of each category_id). To load
+    them with pycocotools: COCO("images.json").loadRes("predictions.json"), unless there are no
+    detections. Other formats are chosen with --save. Overlays that earlier runs wrote there are
+    skipped. If a file has several pages or frames, only the first is used. Of slides and other
+    large TIFF files, only the parts that are needed are read, and the overlay is a reduced copy. A
+    run that ended early (killed, full disk) continues with --resume and ends with the same files.
+    The exit code is 1 if an image or a part of one could not be read, or if a folder or pattern
+    contains pictures or videos of kinds that cannot be read; they are counted in a warning.
 
     A video becomes an annotated video with its sound, tracks in MOT format (.txt), and COCO results
     with a track_id (.json, with the frames in .images.json). Ctrl-C ends it at the current frame.
 
     Attributes:
-        sources: image files, folders (the images directly in them), quoted glob patterns, videos,
+        sources: image files, folders (the images directly in them), quoted glob patterns, or
+            addresses of the same that fsspec opens (s3://, gs://, https://, zip://); videos,
             addresses of streams (rtsp://...), or the number of a camera.
         model: a shipped model's name (see meinst models), a model file or an exported folder.
         output: folder for the results; created if it does not exist.
+        save: what to write, separated by commas: overlay (JPEG), coco (predictions.json,
+            images.json), parquet (compact detections of all images), geojson (polygons for QuPath),
+            labels (TIFF label images), ome-zarr (multiscale label images), yolo and labelme (labels
+            to be corrected), imagej (ROIs), csv (measurements of all objects).
+        recursive: include the folders below the given ones.
+        from_file: a text file with further sources, one a line; - reads them from the standard
+            input.
         score_threshold: smallest score of a detection, 0 to 1; by default the score that maximised
             F1 on the model's validation set.
         max_detections: limit of detections per image; by default the model's own, and none for
@@ -73,9 +85,12 @@ class PredictArguments:
         track: in a video, give the same object the same number in all frames.
     """
 
-    sources: list[str]
+    sources: tuple[str, ...] = ()
     model: str = "photos"
     output: Path = Path("predictions")
+    save: str = "overlay,coco"
+    recursive: bool = False
+    from_file: str | None = None
     score_threshold: float | None = None
     max_detections: int | None = None
     intensity: str | None = None
@@ -96,9 +111,10 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.images.video import is_video
 
-    videos = [source for source in options.sources if is_video(source)]
-    images = [source for source in options.sources if source not in videos]
-    code = _predict_images(replace(options, sources=images)) if images else 0
+    sources = _sources(options)
+    videos = [source for source in sources if is_video(source)]
+    images = [source for source in sources if source not in videos]
+    code = _predict_images(replace(options, sources=tuple(images))) if images else 0
     if not videos:
         return code
     from meinst.cli.predict_video import predict_videos
@@ -128,9 +144,14 @@ def _predict_images(options: PredictArguments) -> int:
     from meinst.images.search import search_images
     from meinst.inference.predict import predict_files
     from meinst.inference.results import RESULTS
+    from meinst.inference.writers.formats import parse_formats
 
+    try:
+        formats = parse_formats(options.save)
+    except ValueError as error:
+        raise ValueError(f"--save: {error}") from error
     tiles = TileOptions.from_text(options.tile, options.pixel_size, options.max_detections)
-    found = search_images(options.sources)
+    found = search_images(options.sources, recursive=options.recursive)
     sources = _without_overlays(found.images, options.output)
     if found.left_out:
         print("warning:", found, file=sys.stderr)
@@ -147,6 +168,7 @@ def _predict_images(options: PredictArguments) -> int:
             sources,
             options.output,
             selection=model.selection.override(options.score_threshold, options.max_detections),
+            formats=formats,
             batch_size=options.batch_size,
             resume=options.resume,
             tiles=tiles,
@@ -155,7 +177,8 @@ def _predict_images(options: PredictArguments) -> int:
         )
     done = summary.images - summary.failed
     if done:
-        print(f"results of {done} of {summary.images} images: {options.output / RESULTS}")
+        results = options.output / RESULTS if "coco" in formats else options.output
+        print(f"results of {done} of {summary.images} images: {results}")
     for line in notes.lines():
         print(line, file=sys.stderr)
     if not done:
@@ -163,7 +186,29 @@ def _predict_images(options: PredictArguments) -> int:
     return 1 if summary.failed or found.left_out or notes.damaged else 0
 
 
-def _without_overlays(images: list[Path], output: Path) -> list[Path]:
+def _sources(options: PredictArguments) -> list[str]:
+    """The sources on the command line and in the list.
+
+    Raises:
+        OSError: if the list cannot be read.
+        ValueError: if there are none.
+    """
+    from meinst.images.search import read_list
+
+    sources = list(options.sources or ())
+    if options.from_file == "-":
+        sources += read_list(sys.stdin)
+    elif options.from_file is not None:
+        path = Path(options.from_file)
+        if not path.is_file():
+            raise FileNotFoundError(f"--from-file {path} does not exist; give a text file, or -.")
+        sources += read_list(os.fsdecode(path.read_bytes()).removeprefix("\ufeff").splitlines())
+    if not sources:
+        raise ValueError("no sources are given; give images, folders or patterns, or --from-file.")
+    return sources
+
+
+def _without_overlays(images: list[ImageSource], output: Path) -> list[ImageSource]:
     """The images that are not overlays of an earlier run; prints how many are.
 
     Raises:
@@ -189,5 +234,6 @@ def print_result(result: ImageResult) -> None:
         return
     found = ", ".join(f"{count} {name}" for name, count in result.counts.items())
     time = f"{result.milliseconds:.0f} ms"
-    line = f"{result.source}: {found or 'nothing found'} ({time}) -> {result.overlay}"
+    target = f" -> {result.overlay}" if result.overlay is not None else ""
+    line = f"{result.source}: {found or 'nothing found'} ({time}){target}"
     print(printable(line), flush=True)

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from meinst.codecs.clipped_logit import Logits
-from meinst.codecs.codec_file import CodecFile, read_codec_file, write_codec_file
+from meinst.codecs.codec_file import (
+    CodecFile,
+    codec_file_bytes,
+    read_codec_file,
+    write_codec_file,
+)
 from meinst.codecs.options import MAX_MASK_SIZE, CodecKind, CodecOptions
 from meinst.ops.shapes_only import shapes_only
 from meinst.options import check_number
@@ -198,11 +203,23 @@ class Codec(nn.Module, ABC):
             OSError: if the file cannot be written; an existing file is left intact.
         """
         self._check_fitted()
-        arrays = {
+        write_codec_file(path, self.kind, self.get_config(), self._arrays())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that :meth:`save` writes.
+
+        Raises:
+            NotFittedError: if the codec is not fitted.
+        """
+        self._check_fitted()
+        return bytes(codec_file_bytes(self.kind, self.get_config(), self._arrays()))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The learned attributes by their names in files."""
+        return {
             self._file_name(name): tensor.detach().cpu().numpy()
             for name, tensor in self.state_dict().items()
         }
-        write_codec_file(path, self.kind, self.get_config(), arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -91,6 +91,13 @@ def write_codec_file(
     Raises:
         OSError: if the file cannot be written; an existing file is left intact.
     """
+    write_atomically(Path(path), codec_file_bytes(kind, config, arrays))
+
+
+def codec_file_bytes(
+    kind: str, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> memoryview:
+    """The content of a codec file; see :func:`write_codec_file`."""
     content: dict[str, Any] = dict(arrays)
     content |= {
         "kind": np.array(kind),
@@ -99,7 +106,7 @@ def write_codec_file(
     }
     buffer = io.BytesIO()
     np.savez(buffer, **content)
-    write_atomically(Path(path), buffer.getbuffer())
+    return buffer.getbuffer()
 
 
 def read_codec_file(path: str | Path) -> CodecFile:
@@ -114,12 +121,26 @@ def read_codec_file(path: str | Path) -> CodecFile:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
     with path.open("rb") as file:
-        try:
-            archive = zipfile.ZipFile(file)
-        except _DAMAGED as error:
-            raise CodecFileError(path, "it must be an .npz archive", "something else") from error
-        with archive:
-            content = _read_all(path, archive)
+        return parse_codec_file(file, path, path.stat().st_size)
+
+
+def parse_codec_file(file: IO[bytes], path: Path, size: int) -> CodecFile:
+    """Read an open codec file.
+
+    Args:
+        file: the content.
+        path: its path, for error messages.
+        size: bytes of the content.
+
+    Raises:
+        CodecFileError: as :func:`read_codec_file`.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+    except _DAMAGED as error:
+        raise CodecFileError(path, "it must be an .npz archive", "something else") from error
+    with archive:
+        content = _read_all(path, archive, size)
     tags = {key: content.pop(key) for key in _TAGS if key in content}
     for key, array in content.items():
         if array.dtype.kind not in "fiu":
@@ -129,9 +150,9 @@ def read_codec_file(path: str | Path) -> CodecFile:
     return CodecFile(path, *_read_tags(path, tags), content)
 
 
-def _read_all(path: Path, archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
+def _read_all(path: Path, archive: zipfile.ZipFile, size: int) -> dict[str, NDArray[Any]]:
     try:
-        check_archive(archive, path.stat().st_size)
+        check_archive(archive, size)
     except ValueError as error:
         raise CodecFileError(path, "it must unpack to a codec", error) from error
     content = {}

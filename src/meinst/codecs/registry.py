@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from meinst.codecs.autoencoder import AutoencoderCodec
 from meinst.codecs.base import Codec
-from meinst.codecs.codec_file import read_codec_file
+from meinst.codecs.codec_file import CodecFile, parse_codec_file, read_codec_file
 from meinst.codecs.dct import DCTCodec
 from meinst.codecs.grid import GridCodec
 from meinst.codecs.options import CodecKind, CodecOptions
@@ -49,7 +50,23 @@ def load_codec(path: str | Path) -> Codec:
         FileNotFoundError: if the file does not exist.
         CodecFileError: if the file does not hold a codec.
     """
-    file = read_codec_file(path)
+    return _from_file(read_codec_file(path))
+
+
+def codec_from_bytes(content: bytes, path: Path) -> Codec:
+    """Build a codec from the result of its ``to_bytes``.
+
+    Args:
+        content: the bytes.
+        path: where they come from, for error messages.
+
+    Raises:
+        CodecFileError: if they do not hold a codec.
+    """
+    return _from_file(parse_codec_file(io.BytesIO(content), path, len(content)))
+
+
+def _from_file(file: CodecFile) -> Codec:
     if file.kind is None:
         return PCACodec.from_file(file)
     if file.kind not in CODECS:

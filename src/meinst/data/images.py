@@ -28,6 +28,7 @@ from meinst.images.readers import (
 )
 from meinst.images.search import find_images as find_images
 from meinst.images.search import unreadable_kind
+from meinst.images.sources import ImageFile, MemoryFile, opened
 from meinst.options import FileError
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -104,7 +105,9 @@ def to_rgb(image: ImageLike, *, intensity: str = "percentile") -> Pixels:
 
 
 def read_image(
-    image: ImageLike, options: InputOptions | None = None, size: tuple[int, int] | None = None
+    image: ImageLike | MemoryFile,
+    options: InputOptions | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Picture:
     """Convert an image as `to_rgb` does, and report what was done.
 
@@ -119,6 +122,8 @@ def read_image(
     options = options or InputOptions()
     if isinstance(image, (str, Path)):
         return _read_file(Path(image), options, size)
+    if isinstance(image, MemoryFile):
+        return _read_file(image, options, size)
     if isinstance(image, Image.Image):
         return _read_pillow(image, options)
     if not isinstance(image, np.ndarray):
@@ -231,7 +236,7 @@ def check_file(path: Path) -> None:
         raise ImageError(f"{path} is empty (0 bytes); restore or remove it.")
 
 
-def wrong_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
+def wrong_size(path: ImageFile, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
     """The error for an image of another width and height than its annotations."""
     return ImageError(
         f"{path} has {size[0]} x {size[1]} pixels, but the annotations expect "
@@ -239,8 +244,11 @@ def wrong_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> 
     )
 
 
-def _read_file(path: Path, options: InputOptions, size: tuple[int, int] | None) -> Picture:
-    check_file(path)
+def _read_file(path: ImageFile, options: InputOptions, size: tuple[int, int] | None) -> Picture:
+    if isinstance(path, Path):
+        check_file(path)
+    elif not path.content:
+        raise ImageError(f"{path} is empty (0 bytes); restore or remove it.")
     try:
         picture, orientation = _decode(path, options)
     except Exception as error:  # readers raise almost anything for damaged files
@@ -253,7 +261,7 @@ def _read_file(path: Path, options: InputOptions, size: tuple[int, int] | None) 
     return replace(picture, pixels=pixels)
 
 
-def _decode(path: Path, options: InputOptions) -> tuple[Picture, int]:
+def _decode(path: ImageFile, options: InputOptions) -> tuple[Picture, int]:
     """The stored image, and the EXIF orientation that is still to be applied."""
     with path.open("rb") as file:
         head = file.read(HEAD)
@@ -261,7 +269,7 @@ def _decode(path: Path, options: InputOptions) -> tuple[Picture, int]:
     if is_big_endian_bigtiff(head):
         return _decode_tiff(path, options), 1
     try:
-        image = Image.open(path)
+        image = Image.open(opened(path))
     except UnidentifiedImageError:
         if not is_tiff(head):
             raise
@@ -280,7 +288,7 @@ def _decode(path: Path, options: InputOptions) -> tuple[Picture, int]:
         return replace(picture, pages=count_pages(path, image)), orientation
 
 
-def _decode_tiff(path: Path, options: InputOptions) -> Picture:
+def _decode_tiff(path: ImageFile, options: InputOptions) -> Picture:
     """A TIFF file that Pillow cannot open, turned upright."""
     values, orientation = read_tiff(path)
     picture = _from_values(turn(values, orientation), options)
@@ -301,12 +309,12 @@ def _read_pillow(image: Image.Image, options: InputOptions) -> Picture:
     return replace(picture, pixels=turn(picture.pixels, orientation_of(image)))
 
 
-def file_error(error: Exception, path: Path) -> ImageError:
+def file_error(error: Exception, path: ImageFile) -> ImageError:
     """What readers raised for a file, as the error that users see."""
     return ImageError(f"{path} {_reason(error, path)}")
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: ImageFile) -> str:
     """Describe why a file cannot be read, and the remedy."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return (

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from meinst.codecs import Codec
-from meinst.data.images import ImageLike, Picture, read_image
+from meinst.data.images import Picture, read_image
+from meinst.data.inputs import ChannelOrder, ImageInput, to_image_like
 from meinst.data.transforms import ResizedImage, ResizeOptions, resize_image
 from meinst.detections import Detections
 from meinst.detector.head import HeadOptions
@@ -31,10 +32,11 @@ from meinst.detector.select import ImageSizes, SelectOptions, select_detections
 from meinst.detector.tiled import complete, prepare
 from meinst.images.intensity import InputOptions
 from meinst.images.notes import ImageNotes
+from meinst.images.sources import MemoryFile
 from meinst.options import check_range
 from meinst.types import HeadOutputs
 
-ModelInput: TypeAlias = "ImageLike | ResizedImage"
+ModelInput: TypeAlias = "ImageInput | ResizedImage"
 MAX_CHANNELS = 4096
 """Largest number of channels of the pyramid and the head; published models have 256."""
 
@@ -202,13 +204,22 @@ class Predictor(nn.Module, ABC):
         """Make the model faster for inference, in place; it can no longer be trained or saved."""
         return self
 
-    def resize(self, image: ImageLike | Picture) -> ResizedImage:
+    def resize(
+        self, image: ImageInput | MemoryFile | Picture, channel_order: ChannelOrder = "rgb"
+    ) -> ResizedImage:
         """Resize an image for the network; :meth:`predict` does it where necessary.
+
+        Args:
+            image: as for :meth:`predict`.
+            channel_order: as for :meth:`predict`.
 
         Raises:
             ValueError: if the image cannot be read.
         """
-        picture = image if isinstance(image, Picture) else read_image(image, self.input_options)
+        if isinstance(image, Picture):
+            picture = image
+        else:
+            picture = read_image(to_image_like(image, channel_order), self.input_options)
         original = picture.pixels
         resized = resize_image(original, self.resize_options)
         shrink = max(original.shape[:2]) / max(resized.shape[:2])
@@ -225,6 +236,7 @@ class Predictor(nn.Module, ABC):
         max_detections: int | None = None,
         tile: Tile = "auto",
         pixel_size: float | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Detections: ...
 
     @overload
@@ -236,6 +248,7 @@ class Predictor(nn.Module, ABC):
         max_detections: int | None = None,
         tile: Tile = "auto",
         pixel_size: float | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> list[Detections]: ...
 
     def predict(
@@ -246,6 +259,7 @@ class Predictor(nn.Module, ABC):
         max_detections: int | None = None,
         tile: Tile = "auto",
         pixel_size: float | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Detections | list[Detections]:
         """Detect the objects in one image, or in several images as one batch.
 
@@ -253,8 +267,9 @@ class Predictor(nn.Module, ABC):
         and slides are read window by window (:mod:`meinst.detector.tiled`).
 
         Args:
-            image: a path, a PIL image, an ``(H, W, 3)`` uint8 RGB array or the result of
-                :meth:`resize`; or a list of these.
+            image: a path, an address (``s3://...``), the bytes of an image file, an open file, a
+                PIL image, an ``(H, W, 3)`` RGB array, a tensor (:mod:`meinst.data.inputs`), or the
+                result of :meth:`resize`; or a list of these.
             score_threshold: smallest score of a detection, 0 to 1; the model's own if None.
             max_detections: limit of detections per image; the model's own if None, which does not
                 hold for images that are predicted in windows.
@@ -262,6 +277,7 @@ class Predictor(nn.Module, ABC):
                 or the side of the windows in pixels, for all images with a longer side.
             pixel_size: side of a pixel of the network's input in micrometres, to which images are
                 resized by the pixel size in their files; None for the model's own, if it has one.
+            channel_order: of the channels of arrays and tensors; "bgr" for OpenCV's.
 
         Returns:
             The detections, best first, in pixels of the given image; a list for a list.
@@ -278,7 +294,14 @@ class Predictor(nn.Module, ABC):
         tiles = TileOptions(tile, pixel_size, max_detections)
         several = isinstance(image, (list, tuple))
         images: Sequence[ModelInput] = image if isinstance(image, (list, tuple)) else [image]
-        prepared = [prepare(self, each, tiles) for each in images]
+        prepared = [
+            prepare(
+                self,
+                each if isinstance(each, ResizedImage) else to_image_like(each, channel_order),
+                tiles,
+            )
+            for each in images
+        ]
         whole = [each for each in prepared if isinstance(each, ResizedImage)]
         together = iter(self.predict_batch(whole, selection))
         results = [

@@ -24,6 +24,7 @@ from meinst.detector.passes import Pass, TileOptions, plan_passes
 from meinst.detector.seams import Findings
 from meinst.images.notes import ImageNotes
 from meinst.images.read_ahead import read_ahead
+from meinst.images.sources import MemoryFile
 from meinst.ops.windows import cut_sides
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class TiledResult(NamedTuple):
 
 def prepare(
     model: Predictor,
-    image: ImageLike | ResizedImage,
+    image: ImageLike | MemoryFile | ResizedImage,
     tiles: TileOptions,
     size: tuple[int, int] | None = None,
 ) -> ResizedImage | RegionImage:

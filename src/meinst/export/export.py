@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from meinst.data.coco import CocoData
-from meinst.data.images import ImageLike
+from meinst.data.inputs import ImageInput
 from meinst.detector.meinst import MEInst
 from meinst.export.checks import Differences, check_ap, check_outputs, measure
 from meinst.export.graphs import write_graph
@@ -50,7 +50,7 @@ def export_model(
     output: str | Path,
     engine: Format = "openvino",
     *,
-    calibration: Sequence[ImageLike] | None = None,
+    calibration: Sequence[ImageInput] | None = None,
     data: CocoData | None = None,
     max_ap_drop: float = 1.0,
     seed: int = 0,
@@ -176,7 +176,7 @@ def _new_folder(parent: Path, name: str, model: MEInst) -> Path:
     return folder
 
 
-def _quantize(model: MEInst, folder: Path, engine: Format, images: Sequence[ImageLike]) -> Path:
+def _quantize(model: MEInst, folder: Path, engine: Format, images: Sequence[ImageInput]) -> Path:
     """A folder beside another with its graph in 8 bits."""
     quantized = _new_folder(folder.parent, "int8", model)
     source = folder / GRAPHS[engine]
@@ -202,14 +202,14 @@ def _replace(output: Path, folder: Path) -> None:
         raise
 
 
-def _choose(images: Sequence[ImageLike], seed: int) -> list[ImageLike]:
+def _choose(images: Sequence[ImageInput], seed: int) -> list[ImageInput]:
     if not images:
         raise ValueError("quantization needs calibration images, got none.")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return [images[i] for i in order[:MAX_CALIBRATION].tolist()]
 
 
-def _prepared(model: MEInst, image: ImageLike) -> NDArray[np.float32]:
+def _prepared(model: MEInst, image: ImageInput) -> NDArray[np.float32]:
     """An image in the form that the network takes, ``(1, 3, H, W)``."""
     resized = torch.from_numpy(model.resize(image).resized)
     pixels: NDArray[np.float32] = model.prepare([resized.permute(2, 0, 1)]).contiguous().numpy()

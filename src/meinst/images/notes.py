@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from meinst.images.intensity import Stretch
+from meinst.images.sources import ImageSource
 
 # When objects are missed because an image was shrunk, in pixels of the network's input and factors
 # by which sides are divided; measured in docs/explanation/images.md.
@@ -115,7 +115,7 @@ class NoteSummary:
         """Number of images that were predicted in windows."""
         return self._tiled.count
 
-    def add(self, path: Path, notes: ImageNotes) -> None:
+    def add(self, path: ImageSource, notes: ImageNotes) -> None:
         """Add the notes of one image."""
         stretch = notes.stretch
         if stretch is not None:

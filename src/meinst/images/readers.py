@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from meinst.images.sources import ImageFile, opened
+
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
@@ -70,7 +72,7 @@ def check_pixels(width: int, height: int) -> None:
         raise Image.DecompressionBombError  # Pillow raises it from twice as many on
 
 
-def read_deep(path: Path, image: Image.Image) -> tuple[Values, int] | None:
+def read_deep(path: ImageFile, image: Image.Image) -> tuple[Values, int] | None:
     """The values of a file that Pillow would cut, and their EXIF orientation; else None.
 
     Args:
@@ -135,7 +137,7 @@ def orientation_of(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def count_pages(path: Path, image: Image.Image) -> int:
+def count_pages(path: ImageFile, image: Image.Image) -> int:
     """Number of pages or frames in a file that Pillow has opened; reduced copies do not count."""
     if image.format in _SINGLE_FORMATS:
         return 1
@@ -149,7 +151,7 @@ def count_pages(path: Path, image: Image.Image) -> int:
         return 1
 
 
-def count_tiff_pages(path: Path) -> int:
+def count_tiff_pages(path: ImageFile) -> int:
     """Number of pages in a TIFF file; reduced copies do not count."""
     with _first_page(path) as (page, pages):
         return pages_of_tiff(page, pages)
@@ -171,14 +173,14 @@ def _imagej_images(description: str) -> int:
 
 
 @contextmanager
-def _first_page(path: Path) -> Iterator[tuple[TiffPage, Any]]:
+def _first_page(path: ImageFile) -> Iterator[tuple[TiffPage, Any]]:
     from tifffile import TiffFile
 
-    with TiffFile(path) as file:
+    with TiffFile(opened(path)) as file:
         yield file.pages.first, file.pages
 
 
-def read_tiff(path: Path) -> tuple[Values, int]:
+def read_tiff(path: ImageFile) -> tuple[Values, int]:
     """The values of a TIFF file's first page, and its orientation.
 
     Returns:
@@ -282,17 +284,21 @@ def _opaque(alpha: Values) -> float:
     return float(np.iinfo(alpha.dtype).max) if alpha.dtype.kind in "iu" else 1.0
 
 
-def _read_ppm(path: Path, image: Image.Image) -> Values:
+def _read_ppm(path: ImageFile, image: Image.Image) -> Values:
     """RGB values of a binary PPM file of 16 bits, which is big-endian."""
     offset = _tiles(image)[0][2]
     count = image.width * image.height * 3
-    values = np.fromfile(path, dtype=">u2", count=count, offset=offset)
-    if values.size < count:
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read(2 * count)
+    if len(content) < 2 * count:
         raise OSError("image file is truncated")
-    return values.astype(np.uint16).reshape(image.height, image.width, 3)
+    return (
+        np.frombuffer(content, dtype=">u2").astype(np.uint16).reshape(image.height, image.width, 3)
+    )
 
 
-def _read_jpeg2000(path: Path, image: Image.Image) -> tuple[Values, int] | None:
+def _read_jpeg2000(path: ImageFile, image: Image.Image) -> tuple[Values, int] | None:
     """Values of a JPEG 2000 file of more than 8 bits, which Pillow cuts; else None."""
     with path.open("rb") as file:
         head = file.read(_JPEG2000_HEAD)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from meinst.images.sources import Address, ImageFile, ImageSource, expand_address, is_address
+
 _IMAGES = (
     "apng avif bmp btf dds dib gif heic heif hif j2c j2k jfif jp2 jpe jpeg jpf jpg jpx pbm pcx pgm "
     "png pnm ppm sgi svs tf8 tga tif tiff webp"
@@ -71,7 +73,7 @@ class FoundImages:
         left_out: number of pictures and videos that are not read, by suffix.
     """
 
-    images: list[Path]
+    images: list[ImageSource]
     left_out: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
@@ -89,55 +91,78 @@ class FoundImages:
         return f"{total} {files} that cannot be read {were} left out ({counts}): {remedy}."
 
 
-def find_images(sources: Iterable[str | Path]) -> list[Path]:
+def find_images(sources: Iterable[str | Path], *, recursive: bool = False) -> list[Path | Address]:
     """Find the image files of files, folders and glob patterns, without duplicates, in order.
 
     Folders yield the images directly in them, by suffix and sorted, without hidden files; patterns
-    yield the images that match, sorted (``**`` matches subfolders). Warns if pictures or videos of
-    kinds that cannot be read were left out.
+    yield the images that match, sorted (``**`` matches subfolders). The same holds for addresses of
+    fsspec, such as ``s3://bucket/folder``. Warns if pictures or videos of kinds that cannot be read
+    were left out.
+
+    Args:
+        sources: files, folders, patterns and addresses.
+        recursive: include the folders below a folder, except for hidden ones.
 
     Raises:
         FileNotFoundError: if a source does not exist, does not match or contains no images.
-        ValueError: if a source is empty.
+        ValueError: if a source is empty, or an address cannot be read.
     """
-    found = search_images(sources)
+    found = search_images(sources, recursive=recursive)
     if found.left_out:
         warnings.warn(str(found), stacklevel=2)
     return found.images
 
 
-def search_images(sources: Iterable[str | Path]) -> FoundImages:
+def search_images(sources: Iterable[str | Path], *, recursive: bool = False) -> FoundImages:
     """Find images as :func:`find_images` does, and count what is left out.
 
     Raises:
         FileNotFoundError: if a source does not exist, does not match or contains no images.
-        ValueError: if a source is empty.
+        ValueError: if a source is empty, or an address cannot be read.
     """
-    found: dict[Path, Path] = {}  # paths as given, by resolved path
-    others: dict[Path, str] = {}  # why paths were left out, by resolved path
+    found: dict[ImageSource, ImageSource] = {}  # paths as given, by resolved path
+    others: dict[ImageSource, str] = {}  # why paths were left out, by resolved path
     for source in sources:
         if not str(source).strip():
             raise ValueError(
                 "a source is empty; give a file, a folder (. is the current one) or a pattern."
             )
-        for match in _matches(source, others):
+        if isinstance(source, str) and is_address(source):
+            addresses = _addresses(source, others, recursive)
+            found |= {each: each for each in addresses if each not in found}
+            continue
+        for match in _matches(source, others, recursive):
             found.setdefault(match.resolve(), match)
     left_out = Counter(reason for path, reason in others.items() if path not in found)
     return FoundImages(list(found.values()), left_out)
 
 
-def unreadable_kind(path: Path) -> UnreadableKind | None:
+def unreadable_kind(path: ImageFile) -> UnreadableKind | None:
     """The kind of a picture or video that cannot be read, by suffix; None for other files."""
     return _UNREADABLE.get(path.suffix.lower())
 
 
-def _matches(source: str | Path, others: dict[Path, str]) -> list[Path]:
+def read_list(file: Iterable[str]) -> list[str]:
+    """The sources in a list: one a line; empty lines and lines that begin with # do not count.
+
+    Args:
+        file: the lines.
+    """
+    lines = (line.rstrip("\r\n") for line in file)
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _matches(source: str | Path, others: dict[ImageSource, str], recursive: bool) -> list[Path]:
     """The images of one source; pictures of other kinds are added to ``others``."""
     path = Path(source)
     if path.is_file():
         return [path]
     is_folder = path.is_dir()
-    entries = sorted(path.iterdir() if is_folder else set(_expand(path)))
+    if is_folder:
+        folders = _folders_below(path) if recursive else [path]
+        entries = sorted(entry for folder in folders for entry in folder.iterdir())
+    else:
+        entries = sorted(set(_expand(path)))
     matches, here = [], FoundImages([])
     for entry in entries:
         if entry.name.startswith(".") or not entry.is_file():
@@ -151,13 +176,28 @@ def _matches(source: str | Path, others: dict[Path, str]) -> list[Path]:
         return matches
     more = f" {here}" if here.left_out else ""
     if is_folder:
+        below = "" if recursive else f"; to include subfolders, use the pattern '{path}/**/*'"
         raise FileNotFoundError(
-            f"The folder {path} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-            f"to include subfolders, use the pattern '{path}/**/*'.{more}"
+            f"The folder {path} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"{below}.{more}"
         )
     raise FileNotFoundError(
         f"{source} is neither a file or folder nor a pattern that matches an image.{more}"
     )
+
+
+def _addresses(source: str, others: dict[ImageSource, str], recursive: bool) -> list[Address]:
+    """The images of an address; pictures of other kinds are added to ``others``."""
+    found = expand_address(source, recursive=recursive)
+    if found == [Address(source)]:  # a file, which may have any suffix
+        return found
+    for entry in found:
+        if entry.suffix.lower() in _UNREADABLE:
+            others[entry] = entry.suffix.lower()
+    matches = [entry for entry in found if entry.suffix.lower() in IMAGE_SUFFIXES]
+    if not matches:
+        raise FileNotFoundError(f"{source} contains no images; check the address.")
+    return matches
 
 
 def _reason_left_out(path: Path) -> str | None:

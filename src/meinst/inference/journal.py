@@ -1,6 +1,6 @@
 """The journal of a prediction run: one line for each finished image, for ``--resume``.
 
-The first line describes the run. An image's line is written after its overlay, so a killed run
+The first line describes the run. An image's line is written after its files, so a killed run
 loses only the images that it was working on. At the end the lines become the result files.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from meinst.detector.passes import NO_TILES, TileOptions
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
 from meinst.files import write_atomically
+from meinst.images.sources import ImageSource
 from meinst.options import options_to_dict
 from meinst.version import __version__
 
@@ -32,6 +33,7 @@ _NOUNS = {
     "images": "the number of images",
     "sources": "the digest of the list of images",
     "overlays": "the digest of the overlays' names (chosen to avoid existing files)",
+    "formats": "the list of formats (--save)",
 }
 
 
@@ -43,11 +45,15 @@ class Row:
         image: its entry in ``images.json``; None if it failed.
         results: its detections as COCO results.
         error: why it failed; None if it did not.
+        detections: how many were found.
+        sizes: for formats with one file for all images, its bytes after this one, by format.
     """
 
     image: dict[str, Any] | None
     results: list[dict[str, Any]]
     error: str | None = None
+    detections: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 class Journal:
@@ -59,11 +65,15 @@ class Journal:
         resume: continue an unfinished run instead of starting one.
         batch_size: a resumed run starts with the first image of a batch, so that its batches are
             those of a run without interruption.
+        sizes: bytes that are there of the files of all images, by format; rows that need more are
+            dropped.
 
     Attributes:
         path: the file.
         done: number of images in it.
         failed: how many of them failed.
+        detections: number of detections in them.
+        sizes: those of the last row.
 
     Raises:
         FileExistsError: if the folder holds an unfinished run, but ``resume`` is not set, or a
@@ -73,20 +83,32 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, header: Mapping[str, Any], *, resume: bool, batch_size: int = 1
+        self,
+        folder: Path,
+        header: Mapping[str, Any],
+        *,
+        resume: bool,
+        batch_size: int = 1,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.path = folder / JOURNAL
-        self.done = self.failed = 0
+        self.done = self.failed = self.detections = 0
+        self.sizes: dict[str, int] = {}
         _check_journal(self.path, header, resume=resume)
         if not resume:
             write_atomically(self.path, _line(header))
         lines = _read_lines(self.path)
         _, end = next(lines)
-        failed = 0
+        failed = detections = 0
         for number, (content, offset) in enumerate(lines, start=1):
+            needed = content.get("sizes", {})
+            if any(size > (sizes or {}).get(name, 0) for name, size in needed.items()):
+                break  # after a crash of the system, which may keep later writes only
             failed += content["error"] is not None
+            detections += content.get("detections", 0)
             if number % batch_size == 0 or number == header["images"]:
                 self.done, self.failed, end = number, failed, offset
+                self.detections, self.sizes = detections, needed
         # Every line is passed on to the system at once, so it survives if the process is killed.
         self._file = self.path.open("r+b", buffering=0)
         self._file.truncate(end)
@@ -103,6 +125,8 @@ class Journal:
             rest = rest[self._file.write(rest) :]
         self.done += 1
         self.failed += row.error is not None
+        self.detections += row.detections
+        self.sizes = row.sizes
 
     def rows(self) -> Iterator[Row]:
         """The rows of all images in order, read one by one."""
@@ -119,7 +143,7 @@ class Journal:
 def describe_run(
     model: Predictor,
     selection: SelectOptions,
-    sources: Sequence[Path],
+    sources: Sequence[ImageSource],
     overlays: Sequence[str],
     tiles: TileOptions = NO_TILES,
 ) -> dict[str, Any]:

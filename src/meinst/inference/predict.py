@@ -1,4 +1,4 @@
-"""Predict on image files: an overlay for each image, and all results in one COCO file."""
+"""Predict on image files and write the results in one or several formats."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from meinst.data.regions import open_picture
+from meinst.data.images import Picture, read_image
+from meinst.data.regions import RegionImage, open_picture
 from meinst.detector.passes import TileOptions
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
 from meinst.detector.tiled import OnWindow
 from meinst.files import check_folder
+from meinst.images.intensity import InputOptions
 from meinst.images.notes import NO_NOTES, ImageNotes
-from meinst.inference.journal import Journal, Row, describe_run
+from meinst.images.sources import ImageSource, to_file, to_source
+from meinst.inference.journal import JOURNAL, Journal, Row, describe_run
 from meinst.inference.prefetch import IMAGE_ERRORS, PredictionResult, predict_iter
-from meinst.inference.results import overlay_names, write_overlay, write_results
+from meinst.inference.results import overlay_names
+from meinst.inference.writers.base import PredictedImage, Run
+from meinst.inference.writers.formats import (
+    DEFAULT_FORMATS,
+    Writers,
+    check_output,
+    parse_formats,
+)
+from meinst.inference.writers.spool import remove_spools, spool_sizes
 from meinst.locks import lock_folder
 
 log = logging.getLogger("meinst")
@@ -37,14 +49,14 @@ class ImageResult:
 
     Attributes:
         source: the image file.
-        overlay: the overlay that was written; None if the image failed.
+        overlay: the overlay that was written; None if the image failed, or overlays are not saved.
         counts: number of detections of each class found, most frequent first.
         milliseconds: time since the previous image was done, including writing its overlay.
         error: why the image failed; None if it did not.
         notes: how the image was read and resized.
     """
 
-    source: Path
+    source: ImageSource
     overlay: Path | None
     counts: dict[str, int]
     milliseconds: float
@@ -69,10 +81,11 @@ class PredictionSummary:
 
 def predict_files(
     model: Predictor,
-    sources: Sequence[Path],
+    sources: Sequence[str | ImageSource],
     output: Path,
     *,
     selection: SelectOptions | None = None,
+    formats: str | Sequence[str] = DEFAULT_FORMATS,
     batch_size: int = 1,
     resume: bool = False,
     tiles: TileOptions | None = None,
@@ -81,14 +94,15 @@ def predict_files(
 ) -> PredictionSummary:
     """Segment image files in order and write the results; the next images are read meanwhile.
 
-    Writes an overlay of each image, ``predictions.json`` (COCO results) and ``images.json`` (files
-    and classes of the ids); after Ctrl-C or SIGTERM, of the images done.
+    By default, writes an overlay of each image, ``predictions.json`` (COCO results) and
+    ``images.json`` (files and classes of the ids); after Ctrl-C or SIGTERM, of the images done.
 
     Args:
         model: in evaluation mode.
-        sources: image files.
+        sources: image files, or addresses of fsspec such as ``s3://bucket/cells.png``.
         output: folder; created if it does not exist.
         selection: what counts as a detection; the model's own if None.
+        formats: what to write; names of :data:`meinst.inference.writers.formats.FORMATS`.
         batch_size: images per forward pass, where they have the same size.
         resume: continue the unfinished run in ``output``.
         tiles: which images are predicted in windows; by default those in which objects would be
@@ -99,31 +113,49 @@ def predict_files(
     Raises:
         OSError: if the output cannot be written, is in use, or contains an unfinished run or
             results of another program; or if there is no run to resume.
-        ValueError: if the run to resume had another model, selection or list of images.
+        ValueError: if a format is unknown, or the run to resume had another model, selection or
+            list of images.
+        ImportError: if a format needs a package that is missing.
     """
+    formats = parse_formats(formats)
     selection = selection or model.selection
     tiles = tiles or TileOptions()
+    files = [to_source(source) for source in sources]
     check_folder(output)
     with lock_folder(output):
-        names = overlay_names(sources, output)
-        header = describe_run(model, selection, sources, names, tiles)
-        journal = Journal(output, header, resume=resume, batch_size=batch_size)
+        names = overlay_names(files, output)
+        header = describe_run(model, selection, files, names, tiles) | {"formats": list(formats)}
+        check_output(formats, output, unfinished=(output / JOURNAL).exists())
+        journal = Journal(
+            output, header, resume=resume, batch_size=batch_size, sizes=spool_sizes(output)
+        )
         rest = slice(journal.done, None)
-        read = partial(open_picture, options=model.input_options, fits=tiles.fits)
         predictions = predict_iter(
             model,
-            sources[rest],
-            read,
+            files[rest],
+            partial(_read, options=model.input_options, fits=tiles.fits),
             batch_size=batch_size,
             selection=selection,
             tiles=tiles,
             on_window=on_window,
         )
         report = on_image or (lambda _: None)
-        with _open(journal, len(sources)):
-            _report_failures(sources, journal, report)
-            detections = _write_all(model, predictions, names[rest], journal, report)
-    return PredictionSummary(journal.done, journal.failed, detections)
+        run = Run(output, model.class_names, header["model"], journal)
+        with _open(journal, len(files)), closing(Writers(formats, run)) as writers:
+            _report_failures(files, journal, report)
+            _write_all(writers, predictions, names[rest], journal, report)
+        remove_spools(output)
+    return PredictionSummary(journal.done, journal.failed, journal.detections)
+
+
+def _read(
+    source: ImageSource, options: InputOptions, fits: Callable[[int, int], bool]
+) -> Picture | RegionImage:
+    """Read the image of a source, or open it for reading in regions if it does not fit."""
+    file = to_file(source)
+    if isinstance(file, Path):
+        return open_picture(file, options, fits=fits)
+    return read_image(file, options)
 
 
 @contextmanager
@@ -147,7 +179,7 @@ def _open(journal: Journal, images: int) -> Iterator[None]:
 
 
 def _report_failures(
-    sources: Sequence[Path], journal: Journal, report: Callable[[ImageResult], None]
+    sources: Sequence[ImageSource], journal: Journal, report: Callable[[ImageResult], None]
 ) -> None:
     """Report the images that failed before the run was resumed."""
     for source, row in zip(sources, journal.rows(), strict=False):
@@ -156,38 +188,38 @@ def _report_failures(
 
 
 def _write_all(
-    model: Predictor,
-    predictions: Iterator[PredictionResult[Path]],
+    writers: Writers,
+    predictions: Iterator[PredictionResult[ImageSource]],
     names: Sequence[str],
     journal: Journal,
     report: Callable[[ImageResult], None],
-) -> int:
-    """Write one overlay after the other, then the result files; returns the detections."""
+) -> None:
+    """Write the files of one image after the other, then those of all images."""
     output = journal.path.parent
     try:
         start = time.perf_counter()
         for prediction, name in zip(predictions, names, strict=True):
-            outcome, row = _write(prediction, journal.done + 1, output / name)
+            outcome, row = _write(writers, prediction, journal, name)
             journal.append(row)
             end = time.perf_counter()
             report(replace(outcome, milliseconds=(end - start) * 1000))
             start = end
     except OSError:
         raise
-    except BaseException:  # interrupted: the overlays exist, so their results should, too
+    except BaseException:  # interrupted: the files of images exist, so the others should, too
+        writers.rollback()
         if journal.done > journal.failed:
-            write_results(output, model.class_names, journal.rows())
+            writers.finish()
         log.warning("%s: %d images are done; continue with --resume", output, journal.done)
         raise
-    if journal.done == journal.failed:  # results of an earlier run are left alone
-        return 0
-    return write_results(output, model.class_names, journal.rows())
+    if journal.done > journal.failed:  # otherwise, results of an earlier run are left alone
+        writers.finish()
 
 
 def _write(
-    prediction: PredictionResult[Path], image_id: int, path: Path
+    writers: Writers, prediction: PredictionResult[ImageSource], journal: Journal, overlay: str
 ) -> tuple[ImageResult, Row]:
-    """Write the overlay of one image; an error is part of the outcome.
+    """Write the files of one image; an error is part of the outcome.
 
     Raises:
         OSError: if nothing more can be written.
@@ -195,18 +227,34 @@ def _write(
     source = prediction.source
     try:
         pixels, detections = prediction.result()
-        image, results = write_overlay(pixels, detections, image_id, source, path)
+        row = Row(_entry(journal.done + 1, prediction), [], detections=len(detections))
+        name = overlay.removesuffix(".jpg")
+        writers.write(
+            PredictedImage(source, name, pixels, detections.to("cpu"), row, prediction.notes)
+        )
     except IMAGE_ERRORS as error:
         if error is not prediction.error and getattr(error, "errno", None) in _DISK_ERRORS:
             raise
+        writers.rollback()
         reason = str(error) or type(error).__name__
-        return ImageResult(source, None, {}, 0.0, reason), Row(None, [], reason)
-    if prediction.notes.stretch is not None:
-        image["intensity"] = prediction.notes.stretch.to_dict()
-    if prediction.notes.windows > 1:
-        image["windows"] = prediction.notes.windows
-        image["lost_windows"] = prediction.notes.lost_windows
+        failed = Row(None, [], reason, sizes=journal.sizes)
+        return ImageResult(source, None, {}, 0.0, reason), failed
     labels = (detections.class_names[label] for label in detections.labels.tolist())
     counts = dict(Counter(labels).most_common())
-    outcome = ImageResult(source, path, counts, 0.0, notes=prediction.notes)
-    return outcome, Row(image, results)
+    assert row.image is not None
+    path = row.image["overlay"] and journal.path.parent / row.image["overlay"]
+    return ImageResult(source, path, counts, 0.0, notes=prediction.notes), row
+
+
+def _entry(image_id: int, prediction: PredictionResult[ImageSource]) -> dict[str, Any]:
+    """The entry of an image in ``images.json``; the writer of overlays adds its own."""
+    assert prediction.detections is not None
+    height, width = prediction.detections.image_size
+    entry = {"id": image_id, "file_name": str(prediction.source), "width": width, "height": height}
+    entry["overlay"] = None
+    if prediction.notes.stretch is not None:
+        entry["intensity"] = prediction.notes.stretch.to_dict()
+    if prediction.notes.windows > 1:
+        entry["windows"] = prediction.notes.windows
+        entry["lost_windows"] = prediction.notes.lost_windows
+    return entry

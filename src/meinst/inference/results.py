@@ -1,4 +1,4 @@
-"""What prediction writes to its output folder: overlays, and results in COCO's format."""
+"""Overlays, results in COCO's format, and the names of all files of a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from meinst.detections import Detections
 from meinst.files import open_atomically, write_atomically
+from meinst.images.sources import ImageSource
 from meinst.inference.journal import Row
 
 RESULTS, IMAGES = "predictions.json", "images.json"
@@ -27,27 +28,17 @@ _FIRST_IMAGE_BYTES = 1 << 16  # more than the first entry of images.json takes
 
 
 def write_overlay(
-    pixels: np.ndarray, detections: Detections, image_id: int, source: Path, path: Path
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw an image's detections, write the overlay, and convert the detections to COCO results.
+    pixels: np.ndarray, detections: Detections, path: Path, soft_masks: Tensor | None = None
+) -> None:
+    """Draw an image's detections and write the overlay.
 
     Args:
         pixels: ``(H, W, 3)`` uint8 RGB; a reduced copy of large images.
         detections: the detections.
-        image_id: id of the image in the results.
-        source: the image file.
         path: the overlay, a JPEG file.
-
-    Returns:
-        The image's entry for ``images.json``, and its COCO results.
+        soft_masks: their decoded masks, if there are any.
     """
-    # Decoded once for both, unless there are very many.
-    soft_masks = detections.soft_masks() if len(detections) <= _DECODED else None
     write_atomically(path, _jpeg(detections.draw(pixels, soft_masks=soft_masks)))
-    height, width = detections.image_size
-    image = {"id": image_id, "file_name": str(source), "width": width, "height": height}
-    results = detections.to_coco(image_id, soft_masks=soft_masks)
-    return image | {"overlay": path.name}, results
 
 
 def write_results(output: Path, class_names: Sequence[str], rows: Iterable[Row]) -> int:
@@ -83,7 +74,7 @@ def write_results(output: Path, class_names: Sequence[str], rows: Iterable[Row])
     return detections
 
 
-def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
+def overlay_names(sources: Sequence[ImageSource], output: Path) -> list[str]:
     """A file name in ``output`` for each source: its stem, with a number if that is taken.
 
     Names that differ only in case count as equal, as on case-insensitive file systems. The sources
@@ -95,7 +86,7 @@ def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
     folder = output.resolve()
     _check_results(output)
     taken = {entry.name.casefold() for entry in folder.iterdir() if not _is_overlay(entry)}
-    taken |= {source.name.casefold() for source in sources if source.resolve().parent == folder}
+    taken |= {source.name.casefold() for source in sources if _is_in(source, folder)}
     names = []
     numbers: dict[str, int] = {}  # last number tried for each stem
     for source in sources:
@@ -110,12 +101,19 @@ def overlay_names(sources: Sequence[Path], output: Path) -> list[str]:
     return names
 
 
-def without_overlays(sources: Sequence[Path], output: Path) -> list[Path]:
+def without_overlays(sources: Sequence[ImageSource], output: Path) -> list[ImageSource]:
     """The sources without overlays that earlier runs wrote to ``output``."""
     folder = output.resolve()
     return [
-        source for source in sources if source.resolve().parent != folder or not _is_overlay(source)
+        source
+        for source in sources
+        if not (isinstance(source, Path) and _is_in(source, folder) and _is_overlay(source))
     ]
+
+
+def _is_in(source: ImageSource, folder: Path) -> bool:
+    """Whether a source is a file directly in a resolved folder."""
+    return isinstance(source, Path) and source.resolve().parent == folder
 
 
 def _is_overlay(path: Path) -> bool:

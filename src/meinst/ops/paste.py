@@ -1,4 +1,4 @@
-"""Convert soft masks to pixels: RLE, crops or full-size masks.
+"""Convert soft masks to pixels: RLE, crops, label images or full-size masks.
 
 The ``S x S`` values are stretched over the box: the centre of pixel ``x`` is at
 ``(x + 0.5 - x1) / (x2 - x1) * S - 0.5``. Values are interpolated bilinearly, with zeros outside
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meinst.ops.rle_kernels import encode_masks, paint_masks
+from meinst.ops.rle_kernels import encode_masks, number_masks, paint_masks
 
 MAX_RLE_PIXELS = 2**32 - 1
 """Pixels that COCO RLE can count: run lengths are unsigned 32-bit integers in pycocotools."""
@@ -125,6 +125,42 @@ def soft_masks_to_rle(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> lis
         {"size": [height, width], "counts": text[begin:end].tobytes().decode("ascii")}
         for begin, end in pairwise(begins.tolist())
     ]
+
+
+def paste_labels(
+    soft: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    numbers: np.ndarray,
+    canvas: np.ndarray,
+    top: int = 0,
+) -> None:
+    """Write the numbers of masks into some rows of a label image; later masks cover earlier ones.
+
+    The pixels of a mask are those of :func:`paste_masks`.
+
+    Args:
+        soft: ``(N, S, S)`` values of 0 to 1.
+        boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in the image's pixels.
+        size: height ``H`` and width ``W`` of the image.
+        numbers: ``(N,)`` of the type of ``canvas``.
+        canvas: ``(h, W)`` whole numbers, the rows from ``top`` on; changed in place.
+        top: the first row of ``canvas`` in the image.
+
+    Raises:
+        ValueError: If a shape is wrong or a box is not finite.
+    """
+    values, corners, windows = _prepare(soft, boxes, size)
+    if canvas.ndim != 2 or canvas.shape[1] != size[1] or not 0 <= top <= size[0] - len(canvas):
+        raise ValueError(
+            f"the canvas must be some of the {size[0]} rows of {size[1]} pixels, got the shape "
+            f"{canvas.shape} from row {top} on"
+        )
+    first = np.maximum(windows[:, 1], top)
+    last = np.minimum(windows[:, 1] + windows[:, 3], top + len(canvas))
+    windows[:, 1], windows[:, 3] = first, last - first
+    windows[windows[:, 3] <= 0] = 0
+    number_masks(values, corners, windows, numbers.astype(canvas.dtype), top, canvas)
 
 
 def _prepare(

@@ -252,3 +252,36 @@ def paint_masks(
             column = starts[k] // tall
             for y in range(starts[k] - column * tall, stops[k] - column * tall):
                 canvas[corners[n] + y * strides[n] + column] = True
+
+
+@compiled
+def number_masks(
+    soft: np.ndarray,
+    boxes: np.ndarray,
+    windows: np.ndarray,
+    numbers: np.ndarray,
+    top: int,
+    canvas: np.ndarray,
+) -> None:
+    """Write the numbers of masks into some rows of a label image; later masks cover earlier ones.
+
+    Args:
+        soft: ``(N, S, S)`` float32.
+        boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2`` in pixels of the image.
+        windows: ``(N, 4)`` int64, x, y, width, height, within the rows; of no area for a mask that
+            has no pixel there.
+        numbers: ``(N,)`` of the type of ``canvas``.
+        top: the first row of ``canvas`` in the image.
+        canvas: ``(h, W)`` whole numbers; changed in place.
+    """
+    space = _run_space(windows, soft.shape[1])
+    starts = np.empty(space, dtype=np.int64)
+    stops = np.empty(space, dtype=np.int64)
+    for n in range(soft.shape[0]):
+        tall = windows[n, 3]
+        for k in range(_find_runs(soft[n], boxes[n], windows[n], starts, stops)):
+            column = starts[k] // tall
+            x = windows[n, 0] + column
+            y = windows[n, 1] - top - column * tall
+            for row in range(y + starts[k], y + stops[k]):
+                canvas[row, x] = numbers[n]

@@ -7,7 +7,7 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 from typing_extensions import override
 
 from meinst.data.coco import CocoData
-from meinst.data.shapes import Bitmap, Instances
+from meinst.data.shapes import Bitmap, Instances, Shape
 from meinst.data.writers.masks import coco_segmentation, joined_outline, outlines, pixels
 
 CROWDS = "crowd regions"
@@ -120,11 +120,10 @@ class YOLOWriter(Writer):
     @override
     def add(self, part: str, name: str, data: CocoData, index: int) -> None:
         record, instances = data.images[index], self.without_crowds(data.instances[index])
-        sides = np.array([record.width, record.height])
-        lines = []
-        for label, shape in zip(instances.labels.tolist(), instances.shapes, strict=True):
-            points = np.array(joined_outline(shape)).reshape(-1, 2) / sides
-            lines.append(f"{label} {' '.join(map(repr, points.ravel().tolist()))}\n")
+        lines = [
+            yolo_line(label, shape, record.width, record.height)
+            for label, shape in zip(instances.labels.tolist(), instances.shapes, strict=True)
+        ]
         path = (self.root / "labels" / part / name).with_suffix(".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(lines))
@@ -134,8 +133,7 @@ class YOLOWriter(Writer):
         content: dict[str, str] = {part: f"images/{part}" for part in parts}
         if "train" not in content:  # Ultralytics needs one
             content["train"] = f"images/{parts[0]}"
-        names = {"names": dict(enumerate(self.class_names))}
-        text = yaml.safe_dump(content | names, sort_keys=False, allow_unicode=True)
+        text = yolo_description(content, self.class_names)
         (self.root / "data.yaml").write_text(text, encoding="utf-8")
 
 
@@ -149,33 +147,14 @@ class LabelmeWriter(Writer):
     @override
     def add(self, part: str, name: str, data: CocoData, index: int) -> None:
         record, instances = data.images[index], self.without_crowds(data.instances[index])
-        shapes = []
-        for number, (label, shape) in enumerate(
-            zip(instances.labels.tolist(), instances.shapes, strict=True), 1
-        ):
-            common = {"label": self.class_names[label], "flags": {}, "group_id": None}
-            if isinstance(shape, Bitmap):
-                x1, y1, x2, y2 = shape.box
-                # labelme's second point is the last pixel.
-                corners = [[x1, y1], [x2 - 1, y2 - 1]]
-                mask = {"shape_type": "mask", "points": corners, "mask": _png(shape.array() * 255)}
-                shapes.append({**common, **mask})
-                continue
-            parts = outlines(shape)
-            group = number if len(parts) > 1 else None
-            for outline in parts:
-                points = np.array(outline).reshape(-1, 2).tolist()
-                polygon = {"shape_type": "polygon", "points": points, "group_id": group}
-                shapes.append({**common, **polygon})
-        content: dict[str, Any] = {
-            "version": "5.4.1",
-            "flags": {},
-            "shapes": shapes,
-            "imagePath": name,
-            "imageData": None,
-            "imageHeight": record.height,
-            "imageWidth": record.width,
-        }
+        shapes = [
+            each
+            for number, (label, shape) in enumerate(
+                zip(instances.labels.tolist(), instances.shapes, strict=True), 1
+            )
+            for each in labelme_shapes(self.class_names[label], shape, number)
+        ]
+        content = labelme_content(shapes, name, record.width, record.height)
         path = (self.image_folder(part) / name).with_suffix(".json")
         path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -212,6 +191,76 @@ class LabelImageWriter(Writer):
             tifffile.imwrite(path, values, compression="zlib")
         else:
             Image.fromarray(values).save(path)
+
+
+def yolo_line(label: int, shape: Shape, width: int, height: int) -> str:
+    """The line of an object: its class, and its outline divided by the image's sides."""
+    points = np.array(joined_outline(shape)).reshape(-1, 2) / np.array([width, height])
+    return f"{label} {' '.join(map(repr, points.ravel().tolist()))}\n"
+
+
+def yolo_description(parts: Mapping[str, str], class_names: Sequence[str]) -> str:
+    """The content of ``data.yaml``.
+
+    Args:
+        parts: the folder of images of each part.
+        class_names: names of the classes.
+    """
+    content = {**parts, "names": dict(enumerate(class_names))}
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def labelme_shapes(
+    name: str, shape: Shape, number: int, description: str | None = None
+) -> list[dict[str, Any]]:
+    """The shapes of an object in labelme's files: a mask, or a polygon for each part.
+
+    Args:
+        name: its class.
+        shape: its mask.
+        number: what its parts have in common.
+        description: a text that labelme shows with it.
+    """
+    common: dict[str, Any] = {"label": name, "flags": {}, "group_id": None}
+    if description is not None:
+        common["description"] = description
+    if isinstance(shape, Bitmap):
+        x1, y1, x2, y2 = shape.box
+        # labelme's second point is the last pixel.
+        corners = [[x1, y1], [x2 - 1, y2 - 1]]
+        mask = {"shape_type": "mask", "points": corners, "mask": _png(shape.array() * 255)}
+        return [{**common, **mask}]
+    parts = outlines(shape)
+    group = number if len(parts) > 1 else None
+    shapes = []
+    for outline in parts:
+        points = np.array(outline).reshape(-1, 2).tolist()
+        polygon = {"shape_type": "polygon", "points": points, "group_id": group}
+        shapes.append({**common, **polygon})
+    return shapes
+
+
+def labelme_content(
+    shapes: Sequence[dict[str, Any]], image: str, width: int, height: int
+) -> dict[str, Any]:
+    """The content of a labelme file.
+
+    Args:
+        shapes: the shapes.
+        image: path of the image from the file's folder.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+    """
+    return {
+        "version": "5.4.1",
+        "flags": {},
+        "shapes": list(shapes),
+        "imagePath": image,
+        "imageData": None,
+        "imageHeight": height,
+        "imageWidth": width,
+    }
 
 
 def _png(values: np.ndarray) -> str:

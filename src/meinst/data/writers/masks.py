@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meinst.data.ground_truth import segmentation
-from meinst.data.shapes import Bitmap, Shape
+from meinst.data.shapes import Bitmap, Polygons, Shape
 from meinst.ops.outlines import mask_to_polygons
 
 
@@ -26,6 +27,11 @@ def joined_outline(shape: Shape) -> list[float]:
     for part in others:
         outline += [*first[:2], *part, *part[:2]]
     return outline + first[:2] if others else outline
+
+
+def as_polygons(parts: Sequence[Sequence[float]]) -> Polygons:
+    """Flat lists ``x0 y0 x1 y1 ...`` as the shape of an object."""
+    return tuple(np.array(part, dtype=np.float64) for part in parts)
 
 
 def pixels(shape: Shape, height: int, width: int) -> NDArray[np.bool_]:

@@ -1,0 +1,1 @@
+"""What prediction writes: one module for each output format; ``formats.py`` lists them."""
