@@ -240,8 +240,8 @@ def _advice(
                 f"{len(part.unusable)} images of {name} cannot be used: replace or remove them."
             )
     totals = {
-        label: sum(part.objects[label] for part in figures.values())
-        for label in next(iter(figures.values())).objects
+        label: sum(part.objects.get(label, 0) for part in figures.values())
+        for label in dict.fromkeys(label for part in figures.values() for label in part.objects)
     }
     rare = [label for label, count in totals.items() if 0 < count < 20]
     if rare:

@@ -29,6 +29,7 @@ EXAMPLES = 5
 """Number of faulty ids or names listed in a message."""
 
 _LARGE = 1 << 26  # bytes from which a file is not parsed as a whole
+_LONGEST = 200  # characters of a name in a message
 _SAMPLE = 1000  # annotations by which the unit of coordinates is recognised
 
 
@@ -201,7 +202,7 @@ class _FileChecks:
             name
             for name in names
             # In a subfolder, or differing in case or accents that the file system ignores.
-            if name not in present and not (folder / name).is_file()
+            if name not in present and not _is_file(folder / name)
         ]
         if missing:
             nearest = nearest_files(missing[:EXAMPLES], folder)
@@ -264,7 +265,7 @@ class _FileChecks:
         """Record a fault of the given ids, names or positions, if there are any."""
         if faulty:
             more = ", ..." if len(faulty) > EXAMPLES else ""
-            examples = ", ".join(map(printable, faulty[:EXAMPLES]))
+            examples = ", ".join(_short(printable(text)) for text in faulty[:EXAMPLES])
             self.faults.append(f"{fault}: {len(faulty)} ({noun} {examples}{more})")
 
 
@@ -278,6 +279,18 @@ def _without_doubles(categories: Sequence[dict[str, Any]], used: set[int]) -> li
     kept = {e["name"]: e["id"] for e in categories}
     kept |= {e["name"]: e["id"] for e in categories if e["id"] in used}
     return [e for e in categories if e["id"] in used or kept[e["name"]] == e["id"]]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file exists; names that the file system rejects are those of no file."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
 def _repeated(values: Iterable[Any]) -> list[str]:

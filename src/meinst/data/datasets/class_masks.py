@@ -23,6 +23,7 @@ from meinst.data.datasets.parts import (
     list_images,
     part_name,
     read_label_file,
+    read_text,
     reject_unpaired,
 )
 from meinst.ops.label_runs import colour_numbers, label_counts
@@ -75,7 +76,7 @@ def _parts(
 
 
 def _read_list(path: Path, read: Callable[..., CocoData], options: ReadOptions) -> CocoData:
-    names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    names = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
     return read(names, path, options)
 
 
@@ -200,11 +201,14 @@ class _SBDLabels:
         path = self.base / "inst" / f"{name}.mat"
         try:
             from scipy.io import loadmat
+            from scipy.io.matlab import matfile_version
         except ImportError as error:
             raise ImportError(
                 "SBD's .mat files need the package scipy: pip install scipy"
             ) from error
         try:
+            if matfile_version(path)[0] != 1:  # scipy takes damaged files for those of version 4
+                raise ValueError("it is not a MATLAB file of version 5 to 7")
             content = loadmat(path, mat_dtype=False)["GTinst"][0, 0]
             objects = np.asarray(content["Segmentation"])
             of_object = np.append(0, np.asarray(content["Categories"]).ravel())
@@ -218,7 +222,7 @@ def _read_label_map(path: Path) -> tuple[list[str], dict[int, int]]:
     """Class names, and classes by colour; the background has the class 0."""
     names: list[str] = []
     colours: dict[int, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         text = line.partition("#")[0].strip()
         if not text:
             continue

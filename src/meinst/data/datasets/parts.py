@@ -149,6 +149,18 @@ def by_stem(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
     return found
 
 
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        DatasetError: if it is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not text (UTF-8); save it as text.") from error
+
+
 def read_label_file(path: Path) -> NDArray[Any]:
     """The values of a label image; see :func:`meinst.data.images.read_labels`.
 

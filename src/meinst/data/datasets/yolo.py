@@ -32,6 +32,7 @@ from meinst.data.datasets.parts import (
     list_images,
     name_parts,
     part_name,
+    read_text,
     reject_unpaired,
 )
 from meinst.options import first_few
@@ -61,7 +62,7 @@ def find(root: Path) -> LayoutMatch:
         return LayoutMatch(missing=missing)
     if not labels.is_dir():
         return NO_MATCH
-    classes = [line.strip() for line in _read_text(names_file).splitlines() if line.strip()]
+    classes = [line.strip() for line in read_text(names_file).splitlines() if line.strip()]
     folders = sorted(path for path in (root / "images").glob("*/") if part_name(path.name))
     sources = name_parts(folders, root) if folders else {WHOLE: root / "images"}
     return LayoutMatch({name: _part([images], classes, root) for name, images in sources.items()})
@@ -127,7 +128,7 @@ def _in_folder(images: Path) -> list[tuple[Path, Path]]:
 
 
 def _listed(path: Path) -> list[tuple[Path, Path]]:
-    lines = [line.strip() for line in _read_text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     images = [path.parent / line for line in lines if line]
     missing = [str(image) for image in images if not image.is_file()]
     reject_unpaired(path, missing, "of its images do not exist", "correct the list.")
@@ -283,10 +284,3 @@ def _resolve(value: Any, base: Path, path: Path) -> Path:
 
 def _has_labels(folder: Path) -> bool:
     return folder.is_dir() and any(path.suffix == ".txt" for path in list_files(folder))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not text (UTF-8); save it as text.") from error

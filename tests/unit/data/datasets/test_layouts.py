@@ -348,3 +348,11 @@ def test_label_images_of_any_depth(bits: int, tmp_path: Path) -> None:
     data = open_dataset(tmp_path).read("train")
     assert [len(each) for each in data.instances] == [3, 3, 3]
     assert torch.tensor(data.instances[0].boxes).sum() > 0
+
+
+@pytest.mark.parametrize("file", ["labelmap.txt", "ImageSets/Segmentation/train.txt"])
+def test_lists_that_are_not_text_are_named(tmp_path: Path, file: str) -> None:
+    layouts.TWO_CLASSES["cvat voc"][1](tmp_path)
+    (tmp_path / file).write_bytes(b"cat\xdb\xff:1,2,3::")
+    with pytest.raises(DatasetError, match=r"\.txt is not text \(UTF-8\)"):
+        open_dataset(tmp_path).read("train")
