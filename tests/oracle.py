@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,7 @@ class Oracle:
         self.input_options = InputOptions()
         self.selection = SelectOptions(score_threshold=0.1)
         self.class_names = ("disc",)
+        self.metadata: dict[str, Any] = {}
 
     def resize(self, image: np.ndarray | Picture) -> ResizedImage:
         image = image.pixels if isinstance(image, Picture) else image

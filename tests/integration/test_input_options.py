@@ -274,4 +274,4 @@ def test_large_images_are_reported_once(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: 2 images shrunk so much for the network")
     assert f"{tmp_path / 'a.png'}, 20.8 times" in line
-    assert "--tile auto" in line
+    assert "--tile with a number" in line

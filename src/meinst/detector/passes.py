@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from meinst.data.transforms import resized_size
+from meinst.images.notes import MAX_SHRINK, ImageNotes
 from meinst.ops.windows import window_grid
 from meinst.options import check_number
 
@@ -132,6 +133,27 @@ class Pass:
         assert self.scale is not None
         width, height = window[2] - window[0], window[3] - window[1]
         return max(1, round(height * self.scale)), max(1, round(width * self.scale))
+
+
+def wants_windows(model: Predictor, tiles: TileOptions, notes: ImageNotes) -> bool:
+    """Whether an image that was predicted as a whole is to be predicted in windows, too.
+
+    So it is, with ``auto``, if the objects found are at the limit of what the network can see, or
+    the image was shrunk more than 12 times. If nothing is found in an image that was shrunk more
+    than 4 times, only a model that was trained on parts of images is expected to find something in
+    windows: the objects of other models scale with the image, as in photographs.
+
+    Args:
+        model: its recipe decides what it was trained on.
+        tiles: the options.
+        notes: how the image was shrunk, and the size of the objects found.
+    """
+    if tiles.tile != "auto" or not notes.shrunk_too_much:
+        return False
+    augment = getattr(model.metadata.get("recipe"), "augment", None)
+    crop = getattr(augment, "crop_size", None)
+    on_parts = crop is not None and crop < model.resize_options.shorter_side
+    return on_parts or notes.object_side is not None or notes.shrink > MAX_SHRINK
 
 
 def plan_passes(

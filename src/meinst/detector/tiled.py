@@ -20,7 +20,7 @@ from meinst.data.images import ImageError, ImageLike, Picture, Pixels
 from meinst.data.regions import ArrayRegions, RegionImage, open_picture
 from meinst.data.transforms import ResizedImage, resized_size
 from meinst.detections import Detections
-from meinst.detector.passes import Pass, TileOptions, plan_passes
+from meinst.detector.passes import Pass, TileOptions, plan_passes, wants_windows
 from meinst.detector.seams import Findings
 from meinst.images.notes import ImageNotes
 from meinst.images.read_ahead import read_ahead
@@ -110,7 +110,7 @@ def complete(
     if isinstance(image, ResizedImage):
         assert whole is not None
         notes = note_objects(image, whole, model.selection.threshold)
-        if not (tiles.tile == "auto" and notes.shrunk_too_much):
+        if not wants_windows(model, tiles, notes):
             return TiledResult(whole, notes)
         image = as_regions(image)
     return predict_windows(

@@ -12,7 +12,8 @@ from meinst.images.sources import ImageSource
 _SMALL_OBJECT = 12.0  # typical side below which many objects are missed
 _MIN_SHRINK = 1.5  # below it, tiles would show objects hardly larger
 _MAX_SHRINK_EMPTY = 4.0  # for images in which nothing is found
-_MAX_SHRINK = 12.0  # for all images
+MAX_SHRINK = 12.0
+"""Factor above which any image is too large for the network."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ImageNotes:
         if self.object_side is None:
             return self.shrink > _MAX_SHRINK_EMPTY
         small = self.object_side < _SMALL_OBJECT
-        return self.shrink > _MAX_SHRINK or (small and self.shrink > _MIN_SHRINK)
+        return self.shrink > MAX_SHRINK or (small and self.shrink > _MIN_SHRINK)
 
     @property
     def visible_side(self) -> float:
@@ -64,8 +65,8 @@ class ImageNotes:
         if self.shrunk_too_much:
             found.append(
                 f"the image is shrunk {self.shrink:.1f} times for the network, so many objects "
-                f"smaller than about {self.visible_side:.0f} pixels are missed; tile = auto "
-                "predicts it in windows."
+                f"smaller than about {self.visible_side:.0f} pixels are missed; set tile to "
+                "a number of pixels to predict it in windows."
             )
         if self.lost_windows:
             found.append(
@@ -150,8 +151,8 @@ class NoteSummary:
         if self._shrunk.count:
             found.append(
                 f"warning: {self._shrunk} shrunk so much for the network that many small objects "
-                f"are missed (for example {self._shrunk.first}); --tile auto predicts such images "
-                "in windows"
+                f"are missed (for example {self._shrunk.first}); --tile with a number of pixels "
+                "predicts such images in windows"
             )
         if self._tiled.count:
             found.append(

@@ -191,6 +191,38 @@ def test_memory_does_not_grow_with_the_image(
     assert image.read((3000, 4000, 3100, 4050)).shape == (50, 100, 3)
 
 
+@pytest.mark.parametrize("kind", ["rgb, strips, deflate", "rgb, planar tiles"])
+def test_neighbouring_regions_decode_a_segment_once(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    decode = tiff_regions.TiffLevel._decode
+
+    def counted(self, index):  # type: ignore[no-untyped-def]
+        decoded.append(index)
+        return decode(self, index)
+
+    image = TiffImage(write(tmp_path, kind))
+    image.release()
+    monkeypatch.setattr(tiff_regions.TiffLevel, "_decode", counted)
+    for x in range(0, 200, 40):
+        image.read((x, 20, x + 60, 80))
+    assert decoded
+    assert len(decoded) == len(set(decoded))
+    image.release()
+    image.read((0, 20, 60, 80))
+    assert len(decoded) > len(set(decoded))
+
+
+def test_segments_of_levels_are_kept_apart(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    write_pyramid(path, np.full((400, 800, 3), 200, np.uint8), compression=8)
+    image = TiffImage(path)
+    for _ in range(2):
+        for level, value in ((0, 200), (1, 100), (2, 50)):
+            assert (image.read((0, 0, 60, 60), level) == value).all()
+
+
 def test_cache_keeps_what_was_used_last() -> None:
     cache = tiff_regions.SegmentCache(limit=100)
     one = np.zeros(40, np.uint8)

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from oracle import Oracle
 
-from meinst.detector.passes import MIN_TILE, TileOptions, plan_passes
+from meinst.detector.passes import MIN_TILE, TileOptions, plan_passes, wants_windows
+from meinst.images.notes import ImageNotes
+from meinst.models.load import load
 
 
 def test_image_that_fits_a_window_has_one_pass_without_windows() -> None:
@@ -41,6 +46,40 @@ def test_pixel_size_sets_the_scale() -> None:
     (only,) = plan_passes(Oracle(), (200, 250), tiles, 0.25)
     assert only.scale == 0.5
     assert only.input_size(only.windows[0]) == (100, 125)
+
+
+PARTS = {"recipe": SimpleNamespace(augment=SimpleNamespace(crop_size=96))}
+WHOLE = {"recipe": SimpleNamespace(augment=SimpleNamespace(crop_size=128))}
+
+
+@pytest.mark.parametrize(
+    ("shrink", "side", "metadata", "expected"),
+    [
+        (9.7, 60.0, WHOLE, False),  # a photograph of 12 megapixels
+        (9.7, None, WHOLE, False),  # ... of a landscape
+        (9.7, None, {}, False),
+        (9.7, 9.0, WHOLE, True),  # ... of a crowd
+        (9.7, None, PARTS, True),
+        (3.0, None, PARTS, False),
+        (2.0, 9.0, PARTS, True),  # small nuclei
+        (2.0, 40.0, PARTS, False),  # large ones
+        (20.0, None, WHOLE, True),
+    ],
+)
+def test_auto_depends_on_objects_and_training(
+    shrink: float, side: float | None, metadata: dict[str, Any], expected: bool
+) -> None:
+    model = Oracle()
+    model.metadata = metadata
+    notes = ImageNotes(shrink=shrink, object_side=side)
+    assert wants_windows(model, TileOptions(), notes) == expected
+    assert not wants_windows(model, TileOptions("off"), notes)
+
+
+def test_shipped_models_were_trained_on_parts_and_on_whole_images() -> None:
+    blank = ImageNotes(shrink=9.0)
+    assert wants_windows(load("nuclei"), TileOptions(), blank)
+    assert not wants_windows(load("photos"), TileOptions(), blank)
 
 
 @pytest.mark.parametrize(
