@@ -14,6 +14,7 @@ from meinst.cli.parser import parse_command
 from meinst.options import printable
 
 if TYPE_CHECKING:
+    from meinst.images.search import FoundImages
     from meinst.images.sources import ImageSource
     from meinst.inference.predict import ImageResult
 
@@ -92,14 +93,9 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.inference.writers.formats import parse_formats
     from meinst.models.load import load
 
-    try:
-        formats = parse_formats(options.save)
-    except ValueError as error:
-        raise ValueError(f"--save: {error}") from error
+    formats = parse_formats(options.save, "--save: ")
     found = search_images(_sources(options), recursive=options.recursive)
-    sources = _without_overlays(found.images, options.output)
-    if found.left_out:
-        print("warning:", found, file=sys.stderr)
+    sources = _without_overlays(found, options.output)
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
     model.input_options = model.input_options.override(options.intensity)
@@ -121,7 +117,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     done = summary.images - summary.failed
     if done:
-        results = options.output / RESULTS if "coco" in formats else options.output
+        results = options.output / (RESULTS if "coco" in formats else "")
         print(f"results of {done} of {summary.images} images: {results}")
     for line in notes.lines():
         print(line, file=sys.stderr)
@@ -152,14 +148,15 @@ def _sources(options: PredictArguments) -> list[str]:
     return sources
 
 
-def _without_overlays(images: list[ImageSource], output: Path) -> list[ImageSource]:
-    """The images that are not overlays of an earlier run; prints how many are.
+def _without_overlays(found: FoundImages, output: Path) -> list[ImageSource]:
+    """The images that are not overlays of an earlier run; prints how many are, and were left out.
 
     Raises:
         ValueError: if all are.
     """
     from meinst.inference.results import without_overlays
 
+    images = found.images
     sources = without_overlays(images, output)
     if not sources:
         raise ValueError(
@@ -168,6 +165,8 @@ def _without_overlays(images: list[ImageSource], output: Path) -> list[ImageSour
     if len(sources) < len(images):
         skipped = len(images) - len(sources)
         print(f"skipped: {skipped} overlays of an earlier run in {output}")
+    if found.left_out:
+        print("warning:", found, file=sys.stderr)
     return sources
 
 

@@ -6,7 +6,7 @@ import errno
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -116,22 +116,20 @@ def predict_files(
     with lock_folder(output):
         names = overlay_names(files, output)
         header = describe_run(model, selection, files, names) | {"formats": list(formats)}
-        check_output(formats, output, unfinished=(output / JOURNAL).exists())
-        journal = Journal(
-            output, header, resume=resume, batch_size=batch_size, sizes=spool_sizes(output)
-        )
-        rest = slice(journal.done, None)
-        read = partial(_read, options=model.input_options)
-        predictions = predict_iter(
-            model, files[rest], read, batch_size=batch_size, selection=selection
-        )
-        report = on_image or (lambda _: None)
-        run = Run(output, model.class_names, header["model"], journal)
-        with _open(journal, len(files)), closing(Writers(formats, run)) as writers:
+        with _open(output, header, resume=resume, batch_size=batch_size) as (journal, writers):
+            report = on_image or (lambda _: None)
             _report_failures(files, journal, report)
-            _write_all(writers, predictions, names[rest], journal, report)
-        remove_spools(output)
+            predictions = _predict(model, files[journal.done :], selection, batch_size)
+            _write_all(writers, predictions, names[journal.done :], journal, report)
     return PredictionSummary(journal.done, journal.failed, journal.detections)
+
+
+def _predict(
+    model: Predictor, sources: Sequence[ImageSource], selection: SelectOptions, batch_size: int
+) -> Iterator[PredictionResult[ImageSource]]:
+    """Predict in order; the next images are read meanwhile."""
+    read = partial(_read, options=model.input_options)
+    return predict_iter(model, sources, read, batch_size=batch_size, selection=selection)
 
 
 def _read(source: ImageSource, options: InputOptions) -> Picture:
@@ -140,23 +138,35 @@ def _read(source: ImageSource, options: InputOptions) -> Picture:
 
 
 @contextmanager
-def _open(journal: Journal, images: int) -> Iterator[None]:
-    """Close the journal, and remove it if all went well; errors say what was done.
+def _open(
+    output: Path, header: Mapping[str, Any], *, resume: bool, batch_size: int
+) -> Iterator[tuple[Journal, Writers]]:
+    """Open the journal and the writers of a run, and close them.
+
+    If all went well, what only ``--resume`` needs is removed; errors say what was done.
 
     Raises:
         OSError: if nothing more can be written, with the remedy.
+        FileExistsError: if existing files must not be replaced.
     """
+    formats = header["formats"]
+    check_output(formats, output, unfinished=(output / JOURNAL).exists())
+    sizes = spool_sizes(output)
+    journal = Journal(output, header, resume=resume, batch_size=batch_size, sizes=sizes)
     try:
-        yield
+        run = Run(output, tuple(header["class_names"]), header["model"], journal)
+        with closing(Writers(formats, run)) as writers:
+            yield journal, writers
     except OSError as error:
         remedy = "free some space and continue" if error.errno in _FULL else "continue"
         raise type(error)(
-            f"{journal.path.parent}: {error.strerror or error}; {journal.done} of {images} images "
+            f"{output}: {error.strerror or error}; {journal.done} of {header['images']} images "
             f"are done; {remedy} with --resume."
         ) from error
     finally:
         journal.close()
     journal.path.unlink()
+    remove_spools(output)
 
 
 def _report_failures(
