@@ -415,7 +415,7 @@ def test_lists_and_folders_on_the_command_line(
     assert main([*command, "a/b/y.png", "--from-file", "-"]) == 0
     assert files() == ["a/b/y.png", "a/x.png"]
     for arguments, message in (
-        ([], "no sources are given; give images, folders or patterns, or --from-file"),
+        ([], "missing arguments: SOURCES; see `meinst predict --help`"),
         (["--from-file", "no.txt"], "--from-file no.txt does not exist"),
         (["memory://nowhere/a.png"], None),
     ):

@@ -52,7 +52,7 @@ class PredictArguments:
             to be corrected), imagej (ROIs), csv (measurements of all objects).
         recursive: include the folders below the given ones.
         from_file: a text file with further sources, one a line; - reads them from the standard
-            input.
+            input. By default, all sources are arguments.
         score_threshold: smallest score of a detection, 0 to 1; by default the score that maximised
             F1 on the model's validation set.
         max_detections: limit of detections per image; by default the model's own.
@@ -144,7 +144,7 @@ def _sources(options: PredictArguments) -> list[str]:
             raise FileNotFoundError(f"--from-file {path} does not exist; give a text file, or -.")
         sources += read_list(os.fsdecode(path.read_bytes()).removeprefix("\ufeff").splitlines())
     if not sources:
-        raise ValueError("no sources are given; give images, folders or patterns, or --from-file.")
+        raise ValueError("missing arguments: SOURCES; see `meinst predict --help`")
     return sources
 
 

@@ -105,8 +105,7 @@ def predict_files(
     Raises:
         OSError: if the output cannot be written, is in use, or contains an unfinished run or
             results of another program; or if there is no run to resume.
-        ValueError: if a format is unknown, or the run to resume had another model, selection or
-            list of images.
+        ValueError: if a format is unknown, or the run to resume had other arguments.
         ImportError: if a format needs a package that is missing.
     """
     formats = parse_formats(formats)
