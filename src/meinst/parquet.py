@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
@@ -31,6 +32,7 @@ T = TypeVar("T", covariant=True)
 INSTALL = "pip install 'meinst[formats]'"
 
 _ROWS = 65_536  # of a row group
+_SIDES = ("image_height", "image_width")
 _VERSION = "1"
 _PACKED = "packed"
 _MOST_MASK = 512  # side of the masks of a codec
@@ -160,7 +162,8 @@ def write_parquet(path: Path, schema: Any, batches: Iterable[Any]) -> None:
 def write_row_groups(file: BinaryIO, schema: Any, batches: Iterable[Any]) -> None:
     """Write the content of a file; a row group is written as soon as it is full."""
     pa = import_pyarrow()
-    with pa.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with pa.parquet.ParquetWriter(file, schema, **options) as writer:
         waiting, rows = [], 0
         for batch in batches:
             waiting.append(batch)
@@ -177,7 +180,7 @@ def is_detections_file(path: Path) -> bool:
     pa = import_pyarrow()
     try:
         metadata = pa.parquet.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return False
     return b"meinst.format" in metadata
 
@@ -199,7 +202,7 @@ class StoredDetections(Mapping[int, T], Generic[T]):
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ParquetError: if it does not hold detections.
+        ParquetError: if it does not hold detections, or is damaged.
         ImportError: if pyarrow is missing.
     """
 
@@ -210,10 +213,11 @@ class StoredDetections(Mapping[int, T], Generic[T]):
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist; give a Parquet file.")
         try:
-            self._file = pa.parquet.ParquetFile(self.path)
-        except (pa.ArrowException, OSError) as error:
+            self._file = pa.parquet.ParquetFile(self.path, page_checksum_verification=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ParquetError(self.path, "it must be a whole Parquet file", error) from error
-        self.class_names, self.codec, self.model = self._read_metadata()
+        with self._reading("its metadata must be whole"):
+            self.class_names, self.codec, self.model = self._read_metadata()
         ids = self._column("image_id")
         changes = np.flatnonzero(np.diff(ids)) + 1
         starts = np.concatenate(([0], changes))[: len(ids)]
@@ -239,10 +243,11 @@ class StoredDetections(Mapping[int, T], Generic[T]):
             KeyError: if there is no such image.
             ParquetError: if its rows are damaged.
         """
-        table = self._table(*self._rows[image_id])
-        height, width = (table.column(f"image_{side}")[0].as_py() for side in ("height", "width"))
-        table = table.filter(table.column("score").is_valid())
-        try:
+        rows = self._rows[image_id]
+        with self._reading(f"image {image_id} must be valid"):
+            table = self._table(*rows)
+            height, width = (table.column(name)[0].as_py() for name in _SIDES)
+            table = table.filter(table.column("score").is_valid())
             return self._build(
                 boxes=torch.from_numpy(_matrix(table.column("box"), np.float32)),
                 scores=torch.from_numpy(_vector(table.column("score"), np.float32)),
@@ -252,8 +257,6 @@ class StoredDetections(Mapping[int, T], Generic[T]):
                 codec=self.codec,
                 class_names=self.class_names,
             )
-        except ValueError as error:
-            raise ParquetError(self.path, f"image {image_id} must be valid", error) from error
 
     def file(self, image_id: int) -> str:
         """The file of an image, as it was given to the command that found the detections.
@@ -262,7 +265,8 @@ class StoredDetections(Mapping[int, T], Generic[T]):
             KeyError: if there is no such image.
         """
         start, _ = self._rows[image_id]
-        name: str = self._table(start, start + 1).column("file")[0].as_py()
+        with self._reading(f"image {image_id} must be valid"):
+            name: str = self._table(start, start + 1).column("file")[0].as_py()
         return name
 
     def close(self) -> None:
@@ -274,6 +278,16 @@ class StoredDetections(Mapping[int, T], Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def _reading(self, rule: str) -> Iterator[None]:
+        """Report what pyarrow raises for damaged pages, and what does not fit together."""
+        try:
+            yield
+        except ParquetError:
+            raise
+        except (import_pyarrow().ArrowException, OSError, ValueError) as error:
+            raise ParquetError(self.path, rule, error) from error
 
     def _read_metadata(self) -> tuple[tuple[str, ...], MaskDecoder, str]:
         metadata = {
@@ -295,7 +309,8 @@ class StoredDetections(Mapping[int, T], Generic[T]):
         return tuple(names), codec, metadata.get("meinst.model", "")
 
     def _column(self, name: str) -> np.ndarray:
-        column: np.ndarray = self._file.read(columns=[name]).column(name).to_numpy()
+        with self._reading(f"its column {name} must be whole"):
+            column: np.ndarray = self._file.read(columns=[name]).column(name).to_numpy()
         return column
 
     def _table(self, start: int, end: int) -> Any:

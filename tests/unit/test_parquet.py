@@ -135,6 +135,26 @@ def test_files_of_others_are_rejected(tmp_path: Path) -> None:
         Detections.from_parquet(path)
 
 
+def test_damaged_bytes_are_found(tmp_path: Path) -> None:
+    """Flipped bytes, mostly in pages, whose checksums are stored: an error, or the same result."""
+    path = tmp_path / "a.parquet"
+    drawn().to_parquet(path)
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    rejected = 0
+    for place in random.integers(4, len(whole) - 8, 120):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            with Detections.from_parquet(path) as stored:
+                found = stored[1]
+                stored.file(1)
+        except (ParquetError, KeyError):
+            rejected += 1
+        else:
+            assert_equal(found, drawn())
+    assert rejected > 60
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -15,6 +15,7 @@ from meinst.options import printable
 
 if TYPE_CHECKING:
     from meinst.detector.predictor import Predictor
+    from meinst.images.search import FoundImages
     from meinst.images.sources import ImageSource
     from meinst.inference.predict import ImageResult
 
@@ -59,7 +60,7 @@ class PredictArguments:
             to be corrected), imagej (ROIs), csv (measurements of all objects).
         recursive: include the folders below the given ones.
         from_file: a text file with further sources, one a line; - reads them from the standard
-            input.
+            input. By default, all sources are arguments.
         score_threshold: smallest score of a detection, 0 to 1; by default the score that maximised
             F1 on the model's validation set.
         max_detections: limit of detections per image; by default the model's own, and none for
@@ -146,15 +147,10 @@ def _predict_images(options: PredictArguments) -> int:
     from meinst.inference.results import RESULTS
     from meinst.inference.writers.formats import parse_formats
 
-    try:
-        formats = parse_formats(options.save)
-    except ValueError as error:
-        raise ValueError(f"--save: {error}") from error
+    formats = parse_formats(options.save, "--save: ")
     tiles = TileOptions.from_text(options.tile, options.pixel_size, options.max_detections)
     found = search_images(options.sources, recursive=options.recursive)
-    sources = _without_overlays(found.images, options.output)
-    if found.left_out:
-        print("warning:", found, file=sys.stderr)
+    sources = _without_overlays(found, options.output)
     model = _load(options)
     notes = NoteSummary()
 
@@ -177,7 +173,7 @@ def _predict_images(options: PredictArguments) -> int:
         )
     done = summary.images - summary.failed
     if done:
-        results = options.output / RESULTS if "coco" in formats else options.output
+        results = options.output / (RESULTS if "coco" in formats else "")
         print(f"results of {done} of {summary.images} images: {results}")
     for line in notes.lines():
         print(line, file=sys.stderr)
@@ -204,18 +200,19 @@ def _sources(options: PredictArguments) -> list[str]:
             raise FileNotFoundError(f"--from-file {path} does not exist; give a text file, or -.")
         sources += read_list(os.fsdecode(path.read_bytes()).removeprefix("\ufeff").splitlines())
     if not sources:
-        raise ValueError("no sources are given; give images, folders or patterns, or --from-file.")
+        raise ValueError("missing arguments: SOURCES; see `meinst predict --help`")
     return sources
 
 
-def _without_overlays(images: list[ImageSource], output: Path) -> list[ImageSource]:
-    """The images that are not overlays of an earlier run; prints how many are.
+def _without_overlays(found: FoundImages, output: Path) -> list[ImageSource]:
+    """The images that are not overlays of an earlier run; prints how many are, and were left out.
 
     Raises:
         ValueError: if all are.
     """
     from meinst.inference.results import without_overlays
 
+    images = found.images
     sources = without_overlays(images, output)
     if not sources:
         raise ValueError(
@@ -224,6 +221,8 @@ def _without_overlays(images: list[ImageSource], output: Path) -> list[ImageSour
     if len(sources) < len(images):
         skipped = len(images) - len(sources)
         print(f"skipped: {skipped} overlays of an earlier run in {output}")
+    if found.left_out:
+        print("warning:", found, file=sys.stderr)
     return sources
 
 

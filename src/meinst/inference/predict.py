@@ -6,7 +6,7 @@ import errno
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -113,8 +113,7 @@ def predict_files(
     Raises:
         OSError: if the output cannot be written, is in use, or contains an unfinished run or
             results of another program; or if there is no run to resume.
-        ValueError: if a format is unknown, or the run to resume had another model, selection or
-            list of images.
+        ValueError: if a format is unknown, or the run to resume had other arguments.
         ImportError: if a format needs a package that is missing.
     """
     formats = parse_formats(formats)
@@ -125,26 +124,19 @@ def predict_files(
     with lock_folder(output):
         names = overlay_names(files, output)
         header = describe_run(model, selection, files, names, tiles) | {"formats": list(formats)}
-        check_output(formats, output, unfinished=(output / JOURNAL).exists())
-        journal = Journal(
-            output, header, resume=resume, batch_size=batch_size, sizes=spool_sizes(output)
-        )
-        rest = slice(journal.done, None)
-        predictions = predict_iter(
-            model,
-            files[rest],
-            partial(_read, options=model.input_options, fits=tiles.fits),
-            batch_size=batch_size,
-            selection=selection,
-            tiles=tiles,
-            on_window=on_window,
-        )
-        report = on_image or (lambda _: None)
-        run = Run(output, model.class_names, header["model"], journal)
-        with _open(journal, len(files)), closing(Writers(formats, run)) as writers:
+        with _open(output, header, resume=resume, batch_size=batch_size) as (journal, writers):
+            report = on_image or (lambda _: None)
             _report_failures(files, journal, report)
-            _write_all(writers, predictions, names[rest], journal, report)
-        remove_spools(output)
+            predictions = predict_iter(
+                model,
+                files[journal.done :],
+                partial(_read, options=model.input_options, fits=tiles.fits),
+                batch_size=batch_size,
+                selection=selection,
+                tiles=tiles,
+                on_window=on_window,
+            )
+            _write_all(writers, predictions, names[journal.done :], journal, report)
     return PredictionSummary(journal.done, journal.failed, journal.detections)
 
 
@@ -159,23 +151,35 @@ def _read(
 
 
 @contextmanager
-def _open(journal: Journal, images: int) -> Iterator[None]:
-    """Close the journal, and remove it if all went well; errors say what was done.
+def _open(
+    output: Path, header: Mapping[str, Any], *, resume: bool, batch_size: int
+) -> Iterator[tuple[Journal, Writers]]:
+    """Open the journal and the writers of a run, and close them.
+
+    If all went well, what only ``--resume`` needs is removed; errors say what was done.
 
     Raises:
         OSError: if nothing more can be written, with the remedy.
+        FileExistsError: if existing files must not be replaced.
     """
+    formats = header["formats"]
+    check_output(formats, output, unfinished=(output / JOURNAL).exists())
+    sizes = spool_sizes(output)
+    journal = Journal(output, header, resume=resume, batch_size=batch_size, sizes=sizes)
     try:
-        yield
+        run = Run(output, tuple(header["class_names"]), header["model"], journal)
+        with closing(Writers(formats, run)) as writers:
+            yield journal, writers
     except OSError as error:
         remedy = "free some space and continue" if error.errno in _FULL else "continue"
         raise type(error)(
-            f"{journal.path.parent}: {error.strerror or error}; {journal.done} of {images} images "
+            f"{output}: {error.strerror or error}; {journal.done} of {header['images']} images "
             f"are done; {remedy} with --resume."
         ) from error
     finally:
         journal.close()
     journal.path.unlink()
+    remove_spools(output)
 
 
 def _report_failures(

@@ -25,7 +25,7 @@ def mask_to_polygons(mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> list
     """
     if not mask.any():
         return []
-    corners, ends, areas = trace_loops(np.pad(mask, 1))
+    corners, ends, areas = trace_loops(_framed(mask))
     loops = np.split(corners, ends[:-1])  # each (V, 2)
     if (areas < 0).any():
         loops = _join_holes(loops, areas)
@@ -33,10 +33,20 @@ def mask_to_polygons(mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> list
     return [polygon.astype(np.float64).ravel().tolist() for polygon in polygons]
 
 
+def _framed(mask: np.ndarray) -> np.ndarray:
+    """The mask with a border of zeros, ``(h + 2, w + 2)``."""
+    framed = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), dtype=mask.dtype)
+    framed[1:-1, 1:-1] = mask
+    return framed
+
+
 def _drop_straight(loop: np.ndarray) -> np.ndarray:
     """The corners ``(V, 2)`` of a walk at which its heading changes."""
-    heading = np.sign(np.roll(loop, -1, axis=0) - loop)
-    turns: np.ndarray = (heading != np.roll(heading, 1, axis=0)).any(axis=1)  # (V,)
+    # Concatenated, since np.roll takes several times as long for so few corners.
+    heading = np.sign(np.concatenate((loop[1:], loop[:1])) - loop)
+    turns: np.ndarray = (heading != np.concatenate((heading[-1:], heading[:-1]))).any(
+        axis=1
+    )  # (V,)
     return np.compress(turns, loop, axis=0)
 
 
@@ -99,7 +109,7 @@ def mask_to_rings(
     """
     if not mask.any():
         return []
-    corners, ends, areas = trace_loops(np.pad(mask, 1))
+    corners, ends, areas = trace_loops(_framed(mask))
     parents = _find_parents(corners, ends, areas, mask.shape)
     corners, ring_ends, loops = split_loops(corners, ends, *mask.shape)
     outer: dict[int, np.ndarray] = {}
@@ -117,6 +127,8 @@ def _find_parents(
     corners: np.ndarray, ends: np.ndarray, areas: np.ndarray, shape: tuple[int, ...]
 ) -> list[int]:
     """For each walk of :func:`trace_loops` the walk around the part that it belongs to."""
+    if len(ends) == 1:
+        return [0]
     starts = np.concatenate(([0], ends[:-1]))
     walks = np.full((shape[0] + 1, shape[1] + 1), -1)  # of each corner
     walks[corners[:, 1], corners[:, 0]] = np.repeat(np.arange(len(ends)), ends - starts)
@@ -134,5 +146,5 @@ def _find_parents(
 
 def _signed_area(ring: np.ndarray) -> float:
     """Area in square pixels; positive if clockwise in the image."""
-    following = np.roll(ring, -1, axis=0)
+    following = np.concatenate((ring[1:], ring[:1]))
     return float((ring[:, 0] * following[:, 1] - following[:, 0] * ring[:, 1]).sum() / 2)

@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from meinst.ops.paste import crop_masks, paste_masks, pixel_windows, soft_masks_to_rle
+from meinst.ops.paste import (
+    crop_masks,
+    paste_labels,
+    paste_masks,
+    pixel_windows,
+    soft_masks_to_rle,
+)
 
 
 def sampled(soft: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -203,3 +209,30 @@ def test_rle_of_more_pixels_than_it_counts_is_an_error() -> None:
     soft, boxes = torch.ones(1, 4, 4), torch.tensor([[0.0, 0.0, 9.0, 9.0]])
     with pytest.raises(ValueError, match=r"limited to images of 4294967295 pixels"):
         soft_masks_to_rle(soft, boxes, (70_000, 70_000))
+
+
+@pytest.mark.parametrize("variant", range(4))
+def test_labels_are_the_masks_in_order(variant: int) -> None:
+    generator = torch.Generator().manual_seed(variant)
+    size = (37, 53)
+    soft = random_soft(generator, 40, 9, variant)
+    boxes = random_boxes(generator, 40, size, variant)
+    numbers = np.arange(1, 41) * 7
+    expected = np.zeros(size, np.uint16)
+    for mask, number in zip(paste_masks(soft, boxes, size).numpy(), numbers, strict=True):
+        expected[mask] = number
+    for step in (1, 10, 37):
+        for top in range(0, 37, step):
+            canvas = np.zeros((min(step, 37 - top), 53), np.uint16)
+            paste_labels(soft, boxes, size, numbers, canvas, top)
+            assert np.array_equal(canvas, expected[top : top + step])
+
+
+def test_labels_need_rows_of_the_image() -> None:
+    nothing = torch.zeros(0, 5, 5), torch.zeros(0, 4), (10, 20), np.zeros(0)
+    canvas = np.full((4, 20), 3, np.uint16)
+    paste_labels(*nothing, canvas, top=6)
+    assert (canvas == 3).all()
+    for wrong, top in ((canvas, 7), (canvas[:, :-1], 0), (canvas, -1), (canvas[0], 0)):
+        with pytest.raises(ValueError, match="the canvas must be some of the 10 rows of 20 pixels"):
+            paste_labels(*nothing, wrong, top=top)

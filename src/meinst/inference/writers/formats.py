@@ -48,11 +48,12 @@ FORMATS = {
 }
 
 
-def parse_formats(names: str | Sequence[str]) -> tuple[str, ...]:
+def parse_formats(names: str | Sequence[str], option: str = "") -> tuple[str, ...]:
     """Check the names of formats, and that the packages they need are installed.
 
     Args:
         names: the names; a text is divided at commas.
+        option: the option that gave them, for error messages.
 
     Returns:
         The names without duplicates, in the order of ``FORMATS``.
@@ -66,7 +67,7 @@ def parse_formats(names: str | Sequence[str]) -> tuple[str, ...]:
     unknown = next((name for name in chosen if name not in FORMATS), None)
     if unknown is not None or not chosen:
         found = f"unknown format {unknown!r}" if unknown is not None else "no format is given"
-        raise ValueError(f"{found}; the formats are {', '.join(FORMATS)}.")
+        raise ValueError(f"{option}{found}; the formats are {', '.join(FORMATS)}.")
     for name in chosen:
         for package in FORMATS[name].packages:
             if find_spec(package) is None:

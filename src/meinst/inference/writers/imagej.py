@@ -13,6 +13,7 @@ from meinst.inference.writers.base import FolderWriter, PredictedImage
 from meinst.ops.draw import PALETTE
 
 _OPAQUE = 255
+_MODE = 0o100644  # a file that its owner may write and others may read
 _MOVE, _LINE, _CLOSE = 0, 1, 4  # segments of a composite ROI, as in java.awt.geom.PathIterator
 _LONGEST_NAME = 60  # characters of a class name in the name of a ROI
 
@@ -40,12 +41,10 @@ class ImageJWriter(FolderWriter):
                     name = f"{start + n + 1:06}-{word}"
                     color = PALETTE[label % len(PALETTE)]
                     properties = {"class": labels[n], "score": f"{scores[n]:.6f}"}
-                    # A fixed date, so that equal results give equal files.
-                    archive.writestr(
-                        zipfile.ZipInfo(f"{name}.roi"),
-                        roi_bytes(parts, name, color, properties),
-                        zipfile.ZIP_DEFLATED,
-                    )
+                    entry = zipfile.ZipInfo(f"{name}.roi")  # dated 1980, so that files are equal
+                    entry.external_attr = _MODE << 16
+                    content = roi_bytes(parts, name, color, properties)
+                    archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
 
 def roi_bytes(

@@ -62,9 +62,10 @@ class LabelStrips:
         height, width = self.size
         for top in range(0, height, side):
             strip = self[top : top + side]
-            missing = side - len(strip), -width % side
-            strip = np.pad(strip, ((0, missing[0]), (0, missing[1])))
-            yield from (strip[:, left : left + side] for left in range(0, width, side))
+            for left in range(0, width, side):
+                tile = strip[:, left : left + side]
+                missing = side - tile.shape[0], side - tile.shape[1]
+                yield np.pad(tile, ((0, missing[0]), (0, missing[1]))) if any(missing) else tile
 
 
 def label_dtype(count: int) -> type[np.uint16] | type[np.uint32]:

@@ -205,6 +205,19 @@ def test_ome_zarr_is_opened_by_its_reader(run: Run) -> None:
     assert np.array_equal(np.asarray(node.data[0]), expected_labels(detections))
 
 
+def test_ome_zarr_follows_the_specification(run: Run, tmp_path: Path) -> None:
+    zarr, models = pytest.importorskip("zarr"), pytest.importorskip("ome_zarr_models.v04")
+    path = tmp_path / "a.tif"
+    zeros = np.zeros((1100, 1300), np.uint8)
+    tifffile.imwrite(path, zeros, resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+    detections = detections_of([np.ones((24, 24), bool)], [(1190, 1010)], (1100, 1300))
+    OMEZarrWriter(run).write(predicted(detections, path))
+    group = zarr.open_group(str(run.output / "ome-zarr" / "a.ome.zarr"), mode="r")
+    label = models.ImageLabel.from_zarr(group)
+    assert len(label.attributes.multiscales[0].datasets) == 3
+    assert label.attributes.image_label.properties[0].label_value == 1
+
+
 def test_memory_is_that_of_a_strip(run: Run) -> None:
     """A label image of 400 megapixels, whose 800 MB are never held."""
     corners = [(100 * n, 100 * n) for n in range(199)]
