@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from meinst.data.coco import CocoData
+from meinst.data.color import jitter_color
 from meinst.data.images import ImageError, read_image
 from meinst.data.transforms import (
     AugmentOptions,
     ResizeOptions,
-    jitter_color,
     sample_geometry,
     transform_instances,
 )

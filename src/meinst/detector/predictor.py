@@ -29,7 +29,7 @@ from meinst.detector.head import HeadOptions
 from meinst.detector.mask_refinement import MaskRefiner
 from meinst.detector.passes import Tile, TileOptions
 from meinst.detector.select import ImageSizes, SelectOptions, select_detections
-from meinst.detector.tiled import complete, prepare
+from meinst.detector.tiled import predict_together
 from meinst.images.intensity import InputOptions
 from meinst.images.notes import ImageNotes
 from meinst.images.sources import MemoryFile
@@ -294,26 +294,11 @@ class Predictor(nn.Module, ABC):
         tiles = TileOptions(tile, pixel_size, max_detections)
         several = isinstance(image, (list, tuple))
         images: Sequence[ModelInput] = image if isinstance(image, (list, tuple)) else [image]
-        prepared = [
-            prepare(
-                self,
-                each if isinstance(each, ResizedImage) else to_image_like(each, channel_order),
-                tiles,
-            )
+        inputs = [
+            each if isinstance(each, ResizedImage) else to_image_like(each, channel_order)
             for each in images
         ]
-        whole = [each for each in prepared if isinstance(each, ResizedImage)]
-        together = iter(self.predict_batch(whole, selection))
-        results = [
-            complete(
-                self,
-                each,
-                next(together) if isinstance(each, ResizedImage) else None,
-                tiles,
-                selection,
-            )
-            for each in prepared
-        ]
+        results = predict_together(self, inputs, tiles, selection)
         for text in dict.fromkeys(text for each in results for text in each.notes.warnings):
             warnings.warn(text, stacklevel=2)
         detections = [each.detections for each in results]

@@ -7,7 +7,7 @@ in them. A thread reads the next windows while the network runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,6 +81,28 @@ def as_regions(resized: ResizedImage, name: str = "the image") -> RegionImage:
     """An image that was resized as a whole, for reading windows."""
     notes = resized.notes
     return ArrayRegions(Picture(resized.original, notes.stretch, notes.pages), name)
+
+
+def predict_together(
+    model: Predictor,
+    images: Sequence[ImageLike | MemoryFile | ResizedImage],
+    tiles: TileOptions,
+    selection: SelectOptions,
+) -> list[TiledResult]:
+    """Predict images: those that are not predicted in windows as one batch."""
+    prepared = [prepare(model, image, tiles) for image in images]
+    whole = [image for image in prepared if isinstance(image, ResizedImage)]
+    together = iter(model.predict_batch(whole, selection))
+    return [
+        complete(
+            model,
+            image,
+            next(together) if isinstance(image, ResizedImage) else None,
+            tiles,
+            selection,
+        )
+        for image in prepared
+    ]
 
 
 def complete(

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from meinst.data.color import jitter_color
 from meinst.data.shapes import Instances, bitmap_from_counts
 from meinst.data.transforms import (
     AugmentOptions,
     Geometry,
     ResizeOptions,
-    jitter_color,
     resample,
     resize_image,
     resized_size,

@@ -12,7 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from meinst.data.coco import CocoData
-from meinst.data.images import ImageError, read_labels
+from meinst.data.images import ImageError
+from meinst.data.label_image import read_labels
 from meinst.images.search import IMAGE_SUFFIXES
 from meinst.options import FileError, first_few
 
@@ -162,7 +163,7 @@ def read_text(path: Path) -> str:
 
 
 def read_label_file(path: Path) -> NDArray[Any]:
-    """The values of a label image; see :func:`meinst.data.images.read_labels`.
+    """The values of a label image; see :func:`meinst.data.label_image.read_labels`.
 
     Raises:
         DatasetError: if it cannot be read.

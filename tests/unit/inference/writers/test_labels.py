@@ -109,7 +109,7 @@ def test_tiff(run: Run) -> None:
 
 
 def test_tiff_is_read_by_the_reader_of_data_sets(run: Run) -> None:
-    from meinst.data.images import read_labels
+    from meinst.data.label_image import read_labels
 
     detections = drawn()
     LabelsWriter(run).write(predicted(detections))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from meinst.codecs.base import MaskDecoder
+from meinst.detections.fields import check_fields
+from meinst.detections.supervision_format import to_supervision
 from meinst.ops.draw import PALETTE, Color, draw_objects
 from meinst.ops.outlines import mask_to_polygons, mask_to_rings
 from meinst.ops.paste import MAX_RLE_PIXELS, crop_masks, paste_masks, soft_masks_to_rle
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from meinst.parquet import StoredDetections
 
-_MAX_COORDINATE = 2**24  # up to here, float32 holds every integer
 _AT_ONCE = 4096  # masks that are decoded together, where all are not needed at the same time
 
 
@@ -70,57 +70,7 @@ class Detections:
     track_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self._check_tensors()
-        sides = tuple(self.image_size)
-        if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in sides):
-            raise ValueError(
-                "Detections: image_size must be a height and a width, integers of at least 1, "
-                f"got {self.image_size}"
-            )
-        if self.codec.class_names not in (None, self.class_names):
-            raise ValueError(
-                f"Detections: the codec has bases for the classes {self.codec.class_names}, but "
-                f"class_names are {self.class_names}; use codec.for_classes(class_names)"
-            )
-
-    def _check_tensors(self) -> None:
-        """Reject tensors of a wrong shape, type or range."""
-        count = len(self.scores) if self.scores.ndim else 0
-        shapes = {
-            "scores": (count,),
-            "boxes": (count, 4),
-            "labels": (count,),
-            "codes": (count, self.codec.n_components),
-            "track_ids": (count,),
-        }
-        for name, shape in shapes.items():
-            value: Tensor | None = getattr(self, name)
-            if value is None:  # no tracks
-                continue
-            if tuple(value.shape) != shape:
-                raise ValueError(
-                    f"Detections: {name} must have the shape {shape} for {count} scores and a "
-                    f"codec of {self.codec.n_components} components, got {tuple(value.shape)}"
-                )
-            whole = {"labels": torch.int64, "track_ids": torch.int64}
-            dtypes = whole | {"codes": self.codec.code_dtype}
-            dtype = dtypes.get(name, torch.float32)
-            if value.is_floating_point() != dtype.is_floating_point:
-                expected = str(dtype).removeprefix("torch.")
-                raise ValueError(f"Detections: {name} must be {expected}, got {value.dtype}")
-        # Written so that NaN is rejected too.
-        if count and not bool((self.boxes.abs() <= _MAX_COORDINATE).all()):
-            raise ValueError(
-                f"Detections: coordinates of boxes must be within {_MAX_COORDINATE} pixels, got "
-                f"{float(self.boxes.abs().max())}"
-            )
-        if count:
-            low, high = (int(value) for value in self.labels.aminmax())
-            if low < 0 or high >= len(self.class_names):
-                raise ValueError(
-                    f"Detections: labels must be indices into {len(self.class_names)} class "
-                    f"names, got {low} to {high}"
-                )
+        check_fields(self)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -303,35 +253,8 @@ class Detections:
         Raises:
             ImportError: if supervision is missing, or older than its ``CompactMask``.
         """
-        try:
-            from supervision import CompactMask
-            from supervision import Detections as Supervised
-        except ImportError as error:
-            raise ImportError(
-                "to_supervision() needs supervision 0.28 or newer: pip install 'meinst[app]'"
-            ) from error
         crops, corners = crop_masks(self.soft_masks(), self.boxes, self.image_size)
-        compact = CompactMask(
-            [], np.empty((0, 2), np.int32), np.empty((0, 2), np.int32), self.image_size
-        )
-        parts = []
-        for crop, (x, y) in zip(crops, corners.tolist(), strict=True):
-            pixels = crop if crop.size else np.zeros((1, 1), dtype=np.bool_)
-            height, width = pixels.shape
-            # The corners of supervision are inclusive.
-            whole = np.array([[0, 0, width - 1, height - 1]])
-            part = CompactMask.from_dense(pixels[None], whole, (height, width))
-            parts.append(part.with_offset(x, y, self.image_size))
-        if parts:
-            compact = CompactMask.merge(parts)
-        labels = self.labels.cpu().numpy()
-        return Supervised(
-            xyxy=self.boxes.detach().cpu().float().numpy(),
-            mask=compact,
-            confidence=self.scores.detach().cpu().float().numpy(),
-            class_id=labels,
-            data={"class_name": np.array(self.class_names, dtype=np.str_)[labels]},
-        )
+        return to_supervision(self, crops, corners)
 
     def to_parquet(self, path: str | Path, *, image_id: int = 1, file: str = "") -> None:
         """Write the detections as they are, without decoding them, to a Parquet file.

@@ -1,0 +1,3 @@
+"""Compact results: boxes, scores, classes and mask codes; pixels only on request."""
+
+from meinst.detections.detections import Detections as Detections
