@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -247,8 +248,7 @@ class Detections:
 
         Returns:
             For each detection ``image_id``, ``category_id``, ``bbox`` (x, y, width and height in
-            pixels), ``score`` and ``segmentation``: RLE, or polygons in images of 2^32 pixels and
-            more, which RLE cannot count.
+            pixels), ``score`` and ``segmentation``: RLE, or polygons above 2^32 - 1 pixels.
 
         Raises:
             ValueError: if the number of category ids is not that of the class names.
@@ -262,10 +262,8 @@ class Detections:
             )
         sides = torch.cat((self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]), dim=1)
         masks: Sequence[Any]
-        if self.image_size[0] * self.image_size[1] > MAX_RLE_PIXELS:
-            masks = self.polygons()
-        elif soft_masks is None:
-            masks = self.rle()
+        if soft_masks is None or math.prod(self.image_size) > MAX_RLE_PIXELS:
+            masks = self.polygons() if math.prod(self.image_size) > MAX_RLE_PIXELS else self.rle()
         else:
             masks = soft_masks_to_rle(soft_masks, self.boxes, self.image_size)
         rows = zip(sides.tolist(), self.scores.tolist(), self.labels.tolist(), masks, strict=True)
@@ -347,27 +345,17 @@ class Detections:
             ValueError: if the image has another type or size, or ``alpha`` is out of range.
         """
         self._check_image(image, alpha)
-        if image.shape[:2] != self.image_size:
-            copy = self.resized((image.shape[0], image.shape[1]))
-            return copy.draw(
-                image, alpha=alpha, boxes=boxes, captions=captions, soft_masks=soft_masks
-            )
+        shown = self.resized((image.shape[0], image.shape[1]))
 
         def crops(chosen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-            some = self[chosen]
+            some = shown[chosen]
             soft = some.soft_masks() if soft_masks is None else soft_masks[torch.from_numpy(chosen)]
-            return crop_masks(soft, some.boxes, self.image_size)
+            return crop_masks(soft, some.boxes, some.image_size)
 
+        sides = shown.boxes.detach().cpu().float().numpy()
+        objects = sides, self.labels.tolist(), self.scores.tolist(), self.class_names
         return draw_objects(
-            image,
-            self.boxes.detach().cpu().float().numpy(),
-            self.labels.tolist(),
-            self.scores.tolist(),
-            self.class_names,
-            crops,
-            alpha=alpha,
-            boxes_shown=boxes,
-            captions_shown=captions,
+            image, *objects, crops, alpha=alpha, boxes_shown=boxes, captions_shown=captions
         )
 
     def _check_image(self, image: np.ndarray, alpha: float) -> None:

@@ -13,7 +13,8 @@ from meinst.cli.parser import parse_command
 from meinst.options import printable
 
 if TYPE_CHECKING:
-    from meinst.inference.predict import ImageResult
+    from meinst.images.notes import NoteSummary
+    from meinst.inference.predict import ImageResult, PredictionSummary
 
 EXAMPLES = """
 meinst predict holiday.jpg
@@ -87,7 +88,6 @@ def run(arguments: Sequence[str]) -> int:
     from meinst.images.notes import NoteSummary
     from meinst.images.search import search_images
     from meinst.inference.predict import predict_files
-    from meinst.inference.results import RESULTS
     from meinst.models.load import load
 
     tiles = TileOptions.from_text(options.tile, options.pixel_size, options.max_detections)
@@ -116,14 +116,22 @@ def run(arguments: Sequence[str]) -> int:
             on_image=report,
             on_window=on_window,
         )
+    exit_code = _print_summary(summary, notes, options.output)
+    return max(exit_code, int(bool(found.left_out)))
+
+
+def _print_summary(summary: PredictionSummary, notes: NoteSummary, output: Path) -> int:
+    """Print what was done and how images were used; returns the exit code."""
+    from meinst.inference.results import RESULTS
+
     done = summary.images - summary.failed
     if done:
-        print(f"results of {done} of {summary.images} images: {options.output / RESULTS}")
+        print(f"results of {done} of {summary.images} images: {output / RESULTS}")
     for line in notes.lines():
         print(line, file=sys.stderr)
     if not done:
         return 2
-    return 1 if summary.failed or found.left_out or notes.damaged else 0
+    return 1 if summary.failed or notes.damaged else 0
 
 
 def _without_overlays(images: list[Path], output: Path) -> list[Path]:

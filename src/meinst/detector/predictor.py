@@ -27,7 +27,7 @@ from meinst.detector.head import HeadOptions
 from meinst.detector.mask_refinement import MaskRefiner
 from meinst.detector.passes import Tile, TileOptions
 from meinst.detector.select import ImageSizes, SelectOptions, select_detections
-from meinst.detector.tiled import complete, prepare
+from meinst.detector.tiled import predict_images
 from meinst.images.intensity import InputOptions
 from meinst.images.notes import ImageNotes
 from meinst.options import check_range
@@ -277,19 +277,7 @@ class Predictor(nn.Module, ABC):
         tiles = TileOptions(tile, pixel_size, max_detections)
         several = isinstance(image, (list, tuple))
         images: Sequence[ModelInput] = image if isinstance(image, (list, tuple)) else [image]
-        prepared = [prepare(self, each, tiles) for each in images]
-        whole = [each for each in prepared if isinstance(each, ResizedImage)]
-        together = iter(self.predict_batch(whole, selection))
-        results = [
-            complete(
-                self,
-                each,
-                next(together) if isinstance(each, ResizedImage) else None,
-                tiles,
-                selection,
-            )
-            for each in prepared
-        ]
+        results = predict_images(self, images, tiles, selection)
         for text in dict.fromkeys(text for each in results for text in each.notes.warnings):
             warnings.warn(text, stacklevel=2)
         detections = [each.detections for each in results]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from meinst.data.regions import open_picture
 from meinst.detector.passes import TileOptions
@@ -91,8 +92,7 @@ def predict_files(
         selection: what counts as a detection; the model's own if None.
         batch_size: images per forward pass, where they have the same size.
         resume: continue the unfinished run in ``output``.
-        tiles: which images are predicted in windows; by default those in which objects would be
-            missed because they are shrunk too much for the network.
+        tiles: which images are predicted in windows; see :class:`meinst.TileOptions`.
         on_image: called after each image; in a resumed run also for each that failed before.
         on_window: called after each window of an image with the number of windows done and in all.
 
@@ -101,8 +101,7 @@ def predict_files(
             results of another program; or if there is no run to resume.
         ValueError: if the run to resume had another model, selection or list of images.
     """
-    selection = selection or model.selection
-    tiles = tiles or TileOptions()
+    selection, tiles = selection or model.selection, tiles or TileOptions()
     check_folder(output)
     with lock_folder(output):
         names = overlay_names(sources, output)
@@ -110,15 +109,8 @@ def predict_files(
         journal = Journal(output, header, resume=resume, batch_size=batch_size)
         rest = slice(journal.done, None)
         read = partial(open_picture, options=model.input_options, fits=tiles.fits)
-        predictions = predict_iter(
-            model,
-            sources[rest],
-            read,
-            batch_size=batch_size,
-            selection=selection,
-            tiles=tiles,
-            on_window=on_window,
-        )
+        settings: dict[str, Any] = {"selection": selection, "tiles": tiles, "on_window": on_window}
+        predictions = predict_iter(model, sources[rest], read, batch_size=batch_size, **settings)
         report = on_image or (lambda _: None)
         with _open(journal, len(sources)):
             _report_failures(sources, journal, report)

@@ -90,8 +90,7 @@ def draw_objects(
         labels: ``N`` indices into the class names.
         scores: ``N`` scores.
         class_names: names of the classes.
-        crops: returns the masks of some objects, given their indices, and the corners, as
-            :func:`meinst.ops.paste.crop_masks` does.
+        crops: the result of :func:`meinst.ops.paste.crop_masks` for objects of given indices.
         alpha: opacity of the masks.
         boxes_shown: whether to draw boxes; None if there are few objects.
         captions_shown: whether to write class and score; None if there are few objects.
@@ -113,8 +112,8 @@ def draw_objects(
     if few if boxes_shown is None else boxes_shown:
         drawn = draw_boxes(drawn, sides, colors)
     if few if captions_shown is None else captions_shown:
-        pairs = zip(labels, scores, strict=True)
-        texts = [f"{class_names[label]} {score:.2f}" for label, score in pairs]
+        names = [class_names[label] for label in labels]
+        texts = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
         drawn = draw_captions(drawn, sides, texts, colors)
     return drawn
 
