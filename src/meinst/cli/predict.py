@@ -15,9 +15,10 @@ from meinst.options import printable
 
 if TYPE_CHECKING:
     from meinst.detector.predictor import Predictor
+    from meinst.images.notes import NoteSummary
     from meinst.images.search import FoundImages
     from meinst.images.sources import ImageSource
-    from meinst.inference.predict import ImageResult
+    from meinst.inference.predict import ImageResult, PredictionSummary
 
 EXAMPLES = """
 meinst predict holiday.jpg
@@ -171,15 +172,21 @@ def _predict_images(options: PredictArguments) -> int:
             on_image=report,
             on_window=on_window,
         )
+    results = options.output / (RESULTS if "coco" in formats else "")
+    exit_code = _print_summary(summary, notes, results)
+    return max(exit_code, int(bool(found.left_out)))
+
+
+def _print_summary(summary: PredictionSummary, notes: NoteSummary, results: Path) -> int:
+    """Print what was done and how images were used; returns the exit code."""
     done = summary.images - summary.failed
     if done:
-        results = options.output / (RESULTS if "coco" in formats else "")
         print(f"results of {done} of {summary.images} images: {results}")
     for line in notes.lines():
         print(line, file=sys.stderr)
     if not done:
         return 2
-    return 1 if summary.failed or found.left_out or notes.damaged else 0
+    return 1 if summary.failed or notes.damaged else 0
 
 
 def _sources(options: PredictArguments) -> list[str]:

@@ -11,7 +11,14 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from meinst.images.intensity import InputOptions, Stretch, apply_stretch, find_stretch
+from meinst.images.intensity import (
+    InputOptions,
+    Stretch,
+    apply_stretch,
+    find_stretch,
+    opaque_value,
+    scale_opacity,
+)
 from meinst.images.readers import (
     UnsupportedImageError,
     check_pixels,
@@ -358,28 +365,10 @@ def values_to_rgb(values: NDArray[Any], stretch: Stretch | None, opaque: float) 
     opacity = channels in (2, 4) and values.dtype != np.uint8
     pixels = apply_stretch(values[..., :-1] if opacity else values, stretch)
     if opacity:
-        pixels = np.concatenate((pixels, _opacity(values[..., -1:], opaque)), axis=-1)
+        pixels = np.concatenate((pixels, scale_opacity(values[..., -1:], opaque)), axis=-1)
     if channels in (2, 4):
         return _rgb(Image.fromarray(pixels, "LA" if channels == 2 else "RGBA"))
     if pixels.ndim == 2:
         pixels = pixels[..., None]  # (H, W, 1)
     rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     return np.ascontiguousarray(rgb)
-
-
-def opaque_value(alpha: NDArray[Any]) -> float:
-    """The value of full opacity: the smallest of 1, 255 and 65535 that is not exceeded."""
-    if alpha.dtype == np.bool_:
-        return 1.0
-    levels = (1.0, 255.0, 65535.0) if alpha.dtype.kind == "f" else (255.0, 65535.0)
-    largest = float(_finite(alpha).max())
-    return next((level for level in levels if largest <= level), largest)
-
-
-def _opacity(alpha: NDArray[Any], opaque: float) -> Pixels:
-    """Opacity in 8 bits."""
-    return np.floor(np.clip(_finite(alpha) / opaque, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _finite(alpha: NDArray[Any]) -> NDArray[np.float64]:
-    return np.nan_to_num(alpha.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -209,8 +210,8 @@ class Detections:
 
         Returns:
             For each detection ``image_id``, ``category_id``, ``bbox`` (x, y, width and height in
-            pixels), ``score`` and ``segmentation``: RLE, or polygons in images of 2^32 pixels and
-            more, which RLE cannot count; with tracks also ``track_id``.
+            pixels), ``score`` and ``segmentation``: RLE, or polygons above 2^32 - 1 pixels; with
+            tracks also ``track_id``.
 
         Raises:
             ValueError: if the number of category ids is not that of the class names.
@@ -223,14 +224,7 @@ class Detections:
                 f"names, got {len(category_ids)}"
             )
         sides = torch.cat((self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]), dim=1)
-        masks: Sequence[Any]
-        if self.image_size[0] * self.image_size[1] > MAX_RLE_PIXELS:
-            masks = self.polygons()
-        elif soft_masks is None:
-            masks = self.rle()
-        else:
-            masks = soft_masks_to_rle(soft_masks, self.boxes, self.image_size)
-        tracks = _track_keys(self)
+        masks, tracks = self._coco_masks(soft_masks), _track_keys(self)
         rows = zip(sides.tolist(), self.scores.tolist(), self.labels.tolist(), masks, strict=True)
         return [
             {
@@ -243,6 +237,14 @@ class Detections:
             }
             for (side, score, label, rle), track in zip(rows, tracks, strict=True)
         ]
+
+    def _coco_masks(self, soft_masks: Tensor | None) -> Sequence[Any]:
+        """Masks as RLE, or as polygons if there are more pixels than RLE can count."""
+        if math.prod(self.image_size) > MAX_RLE_PIXELS:
+            return self.polygons()
+        if soft_masks is None:
+            return self.rle()
+        return soft_masks_to_rle(soft_masks, self.boxes, self.image_size)
 
     def to_supervision(self) -> supervision.Detections:
         """Convert for supervision's annotators, trackers and sinks.
@@ -318,26 +320,17 @@ class Detections:
             ValueError: if the image has another type or size, or ``alpha`` is out of range.
         """
         self._check_image(image, alpha)
-        if image.shape[:2] != self.image_size:
-            copy = self.resized((image.shape[0], image.shape[1]))
-            return copy.draw(
-                image, alpha=alpha, boxes=boxes, captions=captions, soft_masks=soft_masks
-            )
+        shown = self.resized((image.shape[0], image.shape[1]))
 
         def crops(chosen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-            some = self[chosen]
+            some = shown[chosen]
             soft = some.soft_masks() if soft_masks is None else soft_masks[torch.from_numpy(chosen)]
-            return crop_masks(soft, some.boxes, self.image_size)
+            return crop_masks(soft, some.boxes, some.image_size)
 
+        sides = shown.boxes.detach().cpu().float().numpy()
+        objects = sides, self._colors(), self._captions()
         return draw_objects(
-            image,
-            self.boxes.detach().cpu().float().numpy(),
-            self._colors(),
-            self._captions(),
-            crops,
-            alpha=alpha,
-            boxes_shown=boxes,
-            captions_shown=captions,
+            image, *objects, crops, alpha=alpha, boxes_shown=boxes, captions_shown=captions
         )
 
     def _colors(self) -> list[Color]:

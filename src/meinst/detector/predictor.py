@@ -29,7 +29,7 @@ from meinst.detector.head import HeadOptions
 from meinst.detector.mask_refinement import MaskRefiner
 from meinst.detector.passes import Tile, TileOptions
 from meinst.detector.select import ImageSizes, SelectOptions, select_detections
-from meinst.detector.tiled import predict_together
+from meinst.detector.tiled import predict_images
 from meinst.images.intensity import InputOptions
 from meinst.images.notes import ImageNotes
 from meinst.images.sources import MemoryFile
@@ -263,20 +263,16 @@ class Predictor(nn.Module, ABC):
     ) -> Detections | list[Detections]:
         """Detect the objects in one image, or in several images as one batch.
 
-        Images that are much larger than the network's input are predicted in overlapping windows,
-        and slides are read window by window (:mod:`meinst.detector.tiled`).
+        Images that are much larger than the network's input are predicted in overlapping windows.
 
         Args:
-            image: a path, an address (``s3://...``), the bytes of an image file, an open file, a
-                PIL image, an ``(H, W, 3)`` RGB array, a tensor (:mod:`meinst.data.inputs`), or the
-                result of :meth:`resize`; or a list of these.
+            image: a path, address, array, tensor, PIL image, open file or the bytes of one
+                (:mod:`meinst.data.inputs`), or the result of :meth:`resize`; or a list of these.
             score_threshold: smallest score of a detection, 0 to 1; the model's own if None.
             max_detections: limit of detections per image; the model's own if None, which does not
                 hold for images that are predicted in windows.
-            tile: auto: predict those images in windows in which objects would be missed; off: none;
-                or the side of the windows in pixels, for all images with a longer side.
-            pixel_size: side of a pixel of the network's input in micrometres, to which images are
-                resized by the pixel size in their files; None for the model's own, if it has one.
+            tile: see :class:`meinst.TileOptions`.
+            pixel_size: see :class:`meinst.TileOptions`.
             channel_order: of the channels of arrays and tensors; "bgr" for OpenCV's.
 
         Returns:
@@ -286,9 +282,8 @@ class Predictor(nn.Module, ABC):
             ValueError: if an image cannot be read or a threshold is out of range.
 
         Warns:
-            UserWarning: if further pages or frames of a file are left out, windows cannot be read,
-                or, with ``tile`` off, an image is shrunk so much for the network that small objects
-                are missed.
+            UserWarning: if pages or frames of a file are left out, windows cannot be read, or, with
+                ``tile`` off, an image is shrunk so much that small objects are missed.
         """
         selection = self.selection.override(score_threshold, max_detections)
         tiles = TileOptions(tile, pixel_size, max_detections)
@@ -298,11 +293,10 @@ class Predictor(nn.Module, ABC):
             each if isinstance(each, ResizedImage) else to_image_like(each, channel_order)
             for each in images
         ]
-        results = predict_together(self, inputs, tiles, selection)
+        results = predict_images(self, inputs, tiles, selection)
         for text in dict.fromkeys(text for each in results for text in each.notes.warnings):
             warnings.warn(text, stacklevel=2)
-        detections = [each.detections for each in results]
-        return detections if several else detections[0]
+        return [r.detections for r in results] if several else results[0].detections
 
     def track(
         self,

@@ -83,28 +83,6 @@ def as_regions(resized: ResizedImage, name: str = "the image") -> RegionImage:
     return ArrayRegions(Picture(resized.original, notes.stretch, notes.pages), name)
 
 
-def predict_together(
-    model: Predictor,
-    images: Sequence[ImageLike | MemoryFile | ResizedImage],
-    tiles: TileOptions,
-    selection: SelectOptions,
-) -> list[TiledResult]:
-    """Predict images: those that are not predicted in windows as one batch."""
-    prepared = [prepare(model, image, tiles) for image in images]
-    whole = [image for image in prepared if isinstance(image, ResizedImage)]
-    together = iter(model.predict_batch(whole, selection))
-    return [
-        complete(
-            model,
-            image,
-            next(together) if isinstance(image, ResizedImage) else None,
-            tiles,
-            selection,
-        )
-        for image in prepared
-    ]
-
-
 def complete(
     model: Predictor,
     image: ResizedImage | RegionImage,
@@ -138,6 +116,31 @@ def complete(
     return predict_windows(
         model, image, tiles, selection, whole=whole, batch_size=batch_size, on_window=on_window
     )
+
+
+def predict_images(
+    model: Predictor,
+    images: Sequence[ImageLike | MemoryFile | ResizedImage],
+    tiles: TileOptions,
+    selection: SelectOptions,
+) -> list[TiledResult]:
+    """Detect the objects of several images; those without windows are one batch.
+
+    Args:
+        model: in evaluation mode.
+        images: the images.
+        tiles: which of them are predicted in windows.
+        selection: what counts as a detection.
+
+    Raises:
+        ValueError: if an image cannot be read.
+    """
+    prepared = [prepare(model, image, tiles) for image in images]
+    resized = [image for image in prepared if isinstance(image, ResizedImage)]
+    together = iter(model.predict_batch(resized, selection))
+    whole = [next(together) if isinstance(image, ResizedImage) else None for image in prepared]
+    pairs = zip(prepared, whole, strict=True)
+    return [complete(model, image, found, tiles, selection) for image, found in pairs]
 
 
 def shown_pixels(image: ResizedImage | RegionImage, notes: ImageNotes) -> Pixels:
@@ -192,14 +195,10 @@ def predict_windows(
         on_window: reports progress.
 
     Raises:
-        ImageError: if no window can be read, or the physical size of a pixel is needed but not
-            known.
+        ImageError: if no window can be read, or the size of a pixel is needed but not known.
     """
     if tiles.pixel_size is not None and image.pixel_size is None:
-        raise ImageError(
-            f"{image.name}: the file does not state the size of its pixels, which pixel_size "
-            "needs; write it into the file (OME-TIFF, resolution tags), or leave out pixel_size."
-        )
+        raise _unknown_size(image.name)
     passes = plan_passes(model, image.size, tiles, image.pixel_size)
     progress = _Progress(sum(len(each.windows) for each in passes), on_window)
     selection = selection or model.selection
@@ -215,14 +214,16 @@ def predict_windows(
     image.release()
     if len(lost) == len(passes[0].windows):
         raise ImageError(lost[0])
-    notes = ImageNotes(
-        image.stretch,
-        image.pages,
-        windows=progress.total,
-        lost_windows=len(lost),
-        damage=lost[0] if lost else "",
-    )
+    counts = {"windows": progress.total, "lost_windows": len(lost)}
+    notes = ImageNotes(image.stretch, image.pages, **counts, damage=lost[0] if lost else "")
     return TiledResult(found.merge(tiles.max_detections), notes)
+
+
+def _unknown_size(name: str) -> ImageError:
+    return ImageError(
+        f"{name}: the file does not state the size of its pixels, which pixel_size needs; write it "
+        "into the file (OME-TIFF, resolution tags), or leave out pixel_size."
+    )
 
 
 class _Progress:

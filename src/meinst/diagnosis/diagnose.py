@@ -190,22 +190,16 @@ def diagnose(
         >>> model = meinst.load("photos").fuse()  # doctest: +SKIP
         >>> data = meinst.read_coco("val.json", "val")  # doctest: +SKIP
         >>> diagnosis = meinst.diagnose(model, data)  # doctest: +SKIP
-        >>> for error in diagnosis.errors:  # doctest: +SKIP
-        ...     print(error.kind, error.detections, error.objects, error.dap)
+        >>> [(error.kind, error.dap) for error in diagnosis.errors]  # doctest: +SKIP
         >>> meinst.write_report(diagnosis, "report")  # doctest: +SKIP
     """
     total, chosen = len(data), data
     if max_images is not None:
         check_number("max_images", max_images, 1, np.inf, whole=True)
         chosen = sample_images(data, max_images, seed)
-    metrics, results = evaluate_with_results(
-        model,
-        chosen,
-        max_detections=max_detections,
-        batch_size=batch_size,
-        tiles=tiles,
-        on_image=on_image,
-    )
+    settings: dict[str, Any] = {"batch_size": batch_size, "tiles": tiles, "on_image": on_image}
+    settings["max_detections"] = max_detections
+    metrics, results = evaluate_with_results(model, chosen, **settings)
     diagnosis = explain(model, chosen, metrics, results)
     if len(chosen) == total:
         return diagnosis

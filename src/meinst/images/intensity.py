@@ -250,3 +250,21 @@ def _row_groups(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
     rows = max(1, _MAX_CONVERTED * len(values) // max(values.size, 1))
     for start in range(0, len(values), rows):
         yield values[start : start + rows]
+
+
+def opaque_value(alpha: NDArray[Any]) -> float:
+    """The value of full opacity: the smallest of 1, 255 and 65535 that is not exceeded."""
+    if alpha.dtype == np.bool_:
+        return 1.0
+    levels = (1.0, 255.0, 65535.0) if alpha.dtype.kind == "f" else (255.0, 65535.0)
+    largest = float(_finite(alpha).max())
+    return next((level for level in levels if largest <= level), largest)
+
+
+def scale_opacity(alpha: NDArray[Any], opaque: float) -> NDArray[np.uint8]:
+    """Opacity in 8 bits; ``opaque`` is the value of full opacity."""
+    return np.floor(np.clip(_finite(alpha) / opaque, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _finite(alpha: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(alpha.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -94,8 +94,7 @@ def predict_files(
 ) -> PredictionSummary:
     """Segment image files in order and write the results; the next images are read meanwhile.
 
-    By default, writes an overlay of each image, ``predictions.json`` (COCO results) and
-    ``images.json`` (files and classes of the ids); after Ctrl-C or SIGTERM, of the images done.
+    After Ctrl-C or SIGTERM, the files that concern all images contain those done.
 
     Args:
         model: in evaluation mode.
@@ -105,20 +104,17 @@ def predict_files(
         formats: what to write; names of :data:`meinst.inference.writers.formats.FORMATS`.
         batch_size: images per forward pass, where they have the same size.
         resume: continue the unfinished run in ``output``.
-        tiles: which images are predicted in windows; by default those in which objects would be
-            missed because they are shrunk too much for the network.
+        tiles: which images are predicted in windows.
         on_image: called after each image; in a resumed run also for each that failed before.
-        on_window: called after each window of an image with the number of windows done and in all.
+        on_window: called after each window with the number of windows done and in all.
 
     Raises:
         OSError: if the output cannot be written, is in use, or contains an unfinished run or
             results of another program; or if there is no run to resume.
         ValueError: if a format is unknown, or the run to resume had other arguments.
-        ImportError: if a format needs a package that is missing.
     """
     formats = parse_formats(formats)
-    selection = selection or model.selection
-    tiles = tiles or TileOptions()
+    selection, tiles = selection or model.selection, tiles or TileOptions()
     files = [to_source(source) for source in sources]
     check_folder(output)
     with lock_folder(output):
@@ -127,16 +123,12 @@ def predict_files(
         with _open(output, header, resume=resume, batch_size=batch_size) as (journal, writers):
             report = on_image or (lambda _: None)
             _report_failures(files, journal, report)
-            predictions = predict_iter(
-                model,
-                files[journal.done :],
-                partial(_read, options=model.input_options, fits=tiles.fits),
-                batch_size=batch_size,
-                selection=selection,
-                tiles=tiles,
-                on_window=on_window,
-            )
-            _write_all(writers, predictions, names[journal.done :], journal, report)
+            rest = slice(journal.done, None)
+            settings: dict[str, Any] = {"selection": selection, "tiles": tiles}
+            settings |= {"batch_size": batch_size, "on_window": on_window}
+            read = partial(_read, options=model.input_options, fits=tiles.fits)
+            predictions = predict_iter(model, files[rest], read, **settings)
+            _write_all(writers, predictions, names[rest], journal, report)
     return PredictionSummary(journal.done, journal.failed, journal.detections)
 
 

@@ -88,8 +88,7 @@ def draw_objects(
         boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in pixels.
         colors: ``N`` RGB colours.
         captions: ``N`` single lines of text.
-        crops: returns the masks of some objects, given their indices, and the corners, as
-            :func:`meinst.ops.paste.crop_masks` does.
+        crops: the result of :func:`meinst.ops.paste.crop_masks` for objects of given indices.
         alpha: opacity of the masks.
         boxes_shown: whether to draw boxes; None if there are few objects.
         captions_shown: whether to write the captions; None if there are few objects.

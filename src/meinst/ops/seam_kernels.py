@@ -52,6 +52,12 @@ def _overlap_in(a: np.ndarray, b: np.ndarray, x1, y1, x2, y2) -> float:  # type:
 
 
 @compiled
+def _store(pair, region, i, j, x1, y1, x2, y2) -> None:  # type: ignore[no-untyped-def]
+    pair[0], pair[1] = i, j
+    region[0], region[1], region[2], region[3] = x1, y1, x2, y2
+
+
+@compiled
 def find_pairs(
     boxes: np.ndarray,
     labels: np.ndarray,
@@ -68,41 +74,33 @@ def find_pairs(
         boxes: ``(N, 4)`` float32 ``x1 y1 x2 y2`` in pixels of the image, by window.
         labels: ``(N,)`` int64.
         starts: ``(M + 1,)`` int64, the first detection of each window.
-        windows: ``(M, 4)`` float32 ``x1 y1 x2 y2``; of each level row by row.
-        levels: ``(M,)`` int64, ascending.
+        windows: ``(M, 4)`` float32 ``x1 y1 x2 y2``; of each of ``levels`` (ascending) row by row.
+        levels: ``(M,)`` int64.
         threshold: smallest IoU of boxes of the same level inside what the windows share.
         pairs: ``(P, 2)`` int64, takes the indices of the pairs, the earlier window first.
         regions: ``(P, 4)`` float32, takes what the two windows share.
 
     Returns:
-        The number of pairs, which may exceed ``P``; the rest is then not stored.
+        The number of pairs; those above ``P`` are not stored.
     """
     count = 0
-    first = np.empty(len(boxes), dtype=np.int64)
-    second = np.empty(len(boxes), dtype=np.int64)
+    first, second = np.empty(len(boxes), np.int64), np.empty(len(boxes), np.int64)
     for a in range(len(windows)):
-        if starts[a] == starts[a + 1]:
-            continue
         b = _next_window(a, a + 1, windows, levels)
         while b < len(windows):
             x1, y1 = max(windows[a, 0], windows[b, 0]), max(windows[a, 1], windows[b, 1])
             x2, y2 = min(windows[a, 2], windows[b, 2]), min(windows[a, 3], windows[b, 3])
             if x1 < x2 and y1 < y2 and starts[b] < starts[b + 1]:
                 ours = _inside(boxes, starts[a], starts[a + 1], x1, y1, x2, y2, first)
-                theirs = 0
-                if ours:
-                    theirs = _inside(boxes, starts[b], starts[b + 1], x1, y1, x2, y2, second)
+                theirs = _inside(boxes, starts[b], starts[b + 1], x1, y1, x2, y2, second)
+                least = threshold if levels[a] == levels[b] else 0.0
                 for i in first[:ours]:
                     for j in second[:theirs]:
-                        if labels[i] != labels[j]:
-                            continue
                         overlap = _overlap_in(boxes[i], boxes[j], x1, y1, x2, y2)
-                        if overlap <= 0 or (levels[a] == levels[b] and overlap < threshold):
+                        if labels[i] != labels[j] or overlap <= 0 or overlap < least:
                             continue
                         if count < len(pairs):
-                            pairs[count, 0], pairs[count, 1] = i, j
-                            regions[count, 0], regions[count, 1] = x1, y1
-                            regions[count, 2], regions[count, 3] = x2, y2
+                            _store(pairs[count], regions[count], i, j, x1, y1, x2, y2)
                         count += 1
             b = _next_window(a, b + 1, windows, levels)
     return count
