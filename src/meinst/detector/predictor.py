@@ -282,8 +282,7 @@ class Predictor(nn.Module, ABC):
             ValueError: if an image cannot be read or a threshold is out of range.
 
         Warns:
-            UserWarning: if pages or frames of a file are left out, windows cannot be read, or, with
-                ``tile`` off, an image is shrunk so much that small objects are missed.
+            UserWarning: if pages are left out, windows cannot be read, or small objects are missed.
         """
         selection = self.selection.override(score_threshold, max_detections)
         tiles = TileOptions(tile, pixel_size, max_detections)

@@ -94,8 +94,6 @@ def predict_files(
 ) -> PredictionSummary:
     """Segment image files in order and write the results; the next images are read meanwhile.
 
-    After Ctrl-C or SIGTERM, the files that concern all images contain those done.
-
     Args:
         model: in evaluation mode.
         sources: image files, or addresses of fsspec such as ``s3://bucket/cells.png``.
@@ -109,8 +107,7 @@ def predict_files(
         on_window: called after each window with the number of windows done and in all.
 
     Raises:
-        OSError: if the output cannot be written, is in use, or contains an unfinished run or
-            results of another program; or if there is no run to resume.
+        OSError: if the output cannot be written, is in use or holds the results of something else.
         ValueError: if a format is unknown, or the run to resume had other arguments.
     """
     formats = parse_formats(formats)
@@ -123,13 +120,18 @@ def predict_files(
         with _open(output, header, resume=resume, batch_size=batch_size) as (journal, writers):
             report = on_image or (lambda _: None)
             _report_failures(files, journal, report)
-            rest = slice(journal.done, None)
-            settings: dict[str, Any] = {"selection": selection, "tiles": tiles}
-            settings |= {"batch_size": batch_size, "on_window": on_window}
-            read = partial(_read, options=model.input_options, fits=tiles.fits)
-            predictions = predict_iter(model, files[rest], read, **settings)
-            _write_all(writers, predictions, names[rest], journal, report)
+            settings = {"selection": selection, "batch_size": batch_size, "on_window": on_window}
+            predictions = _predict(model, files[journal.done :], tiles, settings)
+            _write_all(writers, predictions, names[journal.done :], journal, report)
     return PredictionSummary(journal.done, journal.failed, journal.detections)
+
+
+def _predict(
+    model: Predictor, files: Sequence[ImageSource], tiles: TileOptions, settings: dict[str, Any]
+) -> Iterator[PredictionResult[ImageSource]]:
+    """Predict in order; the next images are read meanwhile."""
+    read = partial(_read, options=model.input_options, fits=tiles.fits)
+    return predict_iter(model, files, read, tiles=tiles, **settings)
 
 
 def _read(

@@ -97,11 +97,10 @@ def find_pairs(
                 for i in first[:ours]:
                     for j in second[:theirs]:
                         overlap = _overlap_in(boxes[i], boxes[j], x1, y1, x2, y2)
-                        if labels[i] != labels[j] or overlap <= 0 or overlap < least:
-                            continue
-                        if count < len(pairs):
-                            _store(pairs[count], regions[count], i, j, x1, y1, x2, y2)
-                        count += 1
+                        if labels[i] == labels[j] and overlap > 0 and overlap >= least:
+                            if count < len(pairs):
+                                _store(pairs[count], regions[count], i, j, x1, y1, x2, y2)
+                            count += 1
             b = _next_window(a, b + 1, windows, levels)
     return count
 
