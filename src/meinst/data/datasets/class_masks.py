@@ -119,7 +119,7 @@ def _labelled(
                     f"{_LABEL_MAP}."
                 )
         found = [value - 1 for value in values]
-        yield LabelledImage(paths[name], width, height, found, masks, file)
+        yield LabelledImage(paths[name], width, height, found, masks, file.name)
 
 
 def _commonest_classes(
@@ -156,7 +156,7 @@ class _VOCLabels:
         if path.is_file():
             self.class_names, self.colours = _read_label_map(path)
 
-    def read(self, name: str) -> tuple[NDArray[Any], NDArray[Any], str]:
+    def read(self, name: str) -> tuple[NDArray[Any], NDArray[Any], Path]:
         objects, path = self._values("SegmentationObject", name)
         classes, class_path = self._values("SegmentationClass", name)
         if classes.ndim == 3:
@@ -169,7 +169,7 @@ class _VOCLabels:
         if objects.ndim == 3:
             objects = colour_numbers(objects)
             objects = np.where(objects == colour_numbers(np.full((1, 1, 3), 224)), 0, objects)
-        return objects, classes, path.name
+        return objects, classes, path
 
     def _values(self, folder: str, name: str) -> tuple[NDArray[Any], Path]:
         path = self.base / folder / f"{name}.png"
@@ -197,7 +197,7 @@ class _SBDLabels:
         self.base = base
         self.class_names = list(VOC_CLASSES)
 
-    def read(self, name: str) -> tuple[NDArray[Any], NDArray[Any], str]:
+    def read(self, name: str) -> tuple[NDArray[Any], NDArray[Any], Path]:
         path = self.base / "inst" / f"{name}.mat"
         try:
             from scipy.io import loadmat
@@ -212,7 +212,7 @@ class _SBDLabels:
             content = loadmat(path, mat_dtype=False)["GTinst"][0, 0]
             objects = np.asarray(content["Segmentation"])
             of_object = np.append(0, np.asarray(content["Categories"]).ravel())
-            return objects, of_object[objects], path.name
+            return objects, of_object[objects], path
         except Exception as error:  # scipy raises almost anything for damaged files
             reason = " ".join(str(error).split())
             raise DatasetError(f"{path} cannot be read ({reason}); restore it.") from error
