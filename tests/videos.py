@@ -26,6 +26,7 @@ def write_video(
     size: tuple[int, int] = SIZE,
     sound: bool = True,
     lossless: bool = False,
+    start: int = 0,
 ) -> Path:
     """Write a video.
 
@@ -35,6 +36,7 @@ def write_video(
         size: height and width.
         sound: whether there is a tone.
         lossless: encode the pixels exactly (as RGB).
+        start: time of the first frame and sound, in seconds.
     """
     import av
 
@@ -47,12 +49,12 @@ def write_video(
         audio = container.add_stream("aac", rate=44100, layout="mono") if sound else None
         for number in range(frames):
             picture = av.VideoFrame.from_ndarray(frame(number, size), format="rgb24")
-            picture.pts = number
+            picture.pts = number + start * RATE
             container.mux(video.encode(picture))
             if audio is not None:
                 tone = (np.sin(np.arange(SAMPLES) / 20) * 8000).astype(np.int16)[None]
                 samples = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
-                samples.sample_rate, samples.pts = 44100, number * SAMPLES
+                samples.sample_rate, samples.pts = 44100, (number + start * RATE) * SAMPLES
                 container.mux(audio.encode(samples))
         container.mux(video.encode())
         if audio is not None:

@@ -64,6 +64,36 @@ def test_video_has_the_times_and_the_sound_of_its_source(
     np.testing.assert_array_equal(sounds[0][:, :shorter], sounds[1][:, :shorter])
 
 
+def test_sound_of_a_broadcast_starts_with_its_first_frame(
+    tiny_model: MEInst, tmp_path: Path
+) -> None:
+    """Times in MPEG transport streams do not begin at 0."""
+    clip, output = write_video(tmp_path / "clip.ts", 50, start=7), tmp_path / "out"
+    with av.open(str(clip)) as source:
+        stream = source.streams.video[0]
+        assert stream.start_time * stream.time_base > 6
+    predict_video(tiny_model, clip, output)
+    with av.open(str(output / "clip.mp4")) as made:
+        times = [frame.time for frame in made.decode(video=0)]
+        made.seek(0)
+        sound = [frame.time for frame in made.decode(audio=0)]
+    assert times[0] == pytest.approx(0, abs=1e-3)
+    assert sound[0] == pytest.approx(0, abs=0.05)
+    assert sound[-1] == pytest.approx(2, abs=0.1)
+
+
+def test_videos_of_the_same_name_are_rejected(
+    tiny_model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write_video(tmp_path / "clip.mp4", 2, sound=False)
+    second = write_video(tmp_path / "clip.mkv", 2, sound=False)
+    output = tmp_path / "out"
+    arguments = ["--model", str(tiny_model_file), "--output", str(output)]
+    assert main(["predict", str(first), str(second), *arguments]) == 2
+    assert f"would both be written to {output / 'clip.mp4'}" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_part_of_a_video(tiny_model: MEInst, tmp_path: Path) -> None:
     clip, output = write_video(tmp_path / "clip.mp4", 50), tmp_path / "out"
     summary = predict_video(tiny_model, clip, output, frames=FrameRange(5, 0.4, 1.6))

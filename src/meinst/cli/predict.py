@@ -55,7 +55,7 @@ class PredictArguments:
             addresses of streams (rtsp://...), or the number of a camera.
         model: a shipped model's name (see meinst models), a model file or an exported folder.
         output: folder for the results; created if it does not exist.
-        save: what to write, separated by commas: overlay (JPEG), coco (predictions.json,
+        save: what to write for images, separated by commas: overlay (JPEG), coco (predictions.json,
             images.json), parquet (compact detections of all images), geojson (polygons for QuPath),
             labels (TIFF label images), ome-zarr (multiscale label images), yolo and labelme (labels
             to be corrected), imagej (ROIs), csv (measurements of all objects).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meinst.cli.main import print_error
@@ -18,9 +19,14 @@ if TYPE_CHECKING:
 
 
 def predict_videos(model: Predictor, sources: Sequence[str], options: PredictArguments) -> int:
-    """Segment videos one after the other; returns the number that failed or ended early."""
+    """Segment videos one after the other; returns the number that failed or ended early.
+
+    Raises:
+        ValueError: if the results of two videos would have the same name.
+    """
     from meinst.images.video import FrameRange
 
+    _check_names(sources, options.output)
     frames = FrameRange(options.every, options.start, options.end)
     failed = 0
     for source in sources:
@@ -35,6 +41,21 @@ def predict_videos(model: Predictor, sources: Sequence[str], options: PredictArg
             print(f"warning: {printable(source)}: {summary.broken}", file=sys.stderr)
             failed += 1
     return failed
+
+
+def _check_names(sources: Sequence[str], output: Path) -> None:
+    """Reject videos of the same name, of which the last one would replace the others."""
+    from meinst.inference.predict_video import video_files
+
+    known: dict[str, str] = {}
+    for source in sources:
+        path = video_files(source, output)[0]
+        other = known.setdefault(path.name.casefold(), source)
+        if other != source:
+            raise ValueError(
+                f"{printable(source)} and {printable(other)} would both be written to {path}; "
+                "give them in runs with different --output."
+            )
 
 
 def _predict(

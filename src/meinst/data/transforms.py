@@ -312,11 +312,12 @@ def transform_instances(
     if bitmaps.any():
         turned = geometry.turn(masks[bitmaps].transpose(1, 2, 0))  # (S, S, G)
         masks[bitmaps] = turned.transpose(2, 0, 1)  # (G, S, S)
+    has_mask = kept.has_mask
     return Target(
         boxes=torch.from_numpy(boxes.astype(np.float32)),
         labels=torch.from_numpy(kept.labels),
         masks=torch.from_numpy(masks),
-        has_mask=None if kept.has_mask.all() else torch.from_numpy(kept.has_mask),
+        has_mask=None if has_mask.all() else torch.from_numpy(has_mask),
     )
 
 

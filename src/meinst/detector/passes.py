@@ -135,7 +135,7 @@ class Pass:
         return max(1, round(height * self.scale)), max(1, round(width * self.scale))
 
 
-def wants_windows(model: Predictor, tiles: TileOptions, notes: ImageNotes) -> bool:
+def needs_windows(model: Predictor, tiles: TileOptions, notes: ImageNotes) -> bool:
     """Whether an image that was predicted as a whole is to be predicted in windows, too.
 
     So it is, with ``auto``, if the objects found are at the limit of what the network can see, or

@@ -33,7 +33,7 @@ _PAIRS_AT_ONCE = 4096  # whose masks are decoded together
 _FIELDS = ("boxes", "scores", "labels", "codes")
 
 
-class Findings:
+class DetectionArrays:
     """The detections of all windows, in arrays that grow in place.
 
     Millions of detections of some hundred bytes each are held once only; lists of tensors would

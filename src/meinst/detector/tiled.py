@@ -20,8 +20,8 @@ from meinst.data.images import ImageError, ImageLike, Picture, Pixels
 from meinst.data.regions import ArrayRegions, RegionImage, open_picture
 from meinst.data.transforms import ResizedImage, resized_size
 from meinst.detections import Detections
-from meinst.detector.passes import Pass, TileOptions, plan_passes, wants_windows
-from meinst.detector.seams import Findings
+from meinst.detector.passes import Pass, TileOptions, needs_windows, plan_passes
+from meinst.detector.seams import DetectionArrays
 from meinst.images.notes import ImageNotes
 from meinst.images.read_ahead import read_ahead
 from meinst.images.sources import MemoryFile
@@ -110,7 +110,7 @@ def complete(
     if isinstance(image, ResizedImage):
         assert whole is not None
         notes = note_objects(image, whole, model.selection.threshold)
-        if not wants_windows(model, tiles, notes):
+        if not needs_windows(model, tiles, notes):
             return TiledResult(whole, notes)
         image = as_regions(image)
     return predict_windows(
@@ -202,15 +202,15 @@ def predict_windows(
     passes = plan_passes(model, image.size, tiles, image.pixel_size)
     progress = _Progress(sum(len(each.windows) for each in passes), on_window)
     selection = selection or model.selection
-    found, lost = Findings(), list[str]()
+    found, lost = DetectionArrays(), list[str]()
     for each in passes:
         found.start(each)
-        looker = _Looker(model, image, each, selection, blank=each is not passes[0])
+        predictor = _PassPredictor(model, image, each, selection, blank=each is not passes[0])
         if each.scale is None and whole is not None:
-            found.add(*looker.place(whole, 0))
+            found.add(*predictor.place(whole, 0))
             progress.advance()
         else:
-            looker.predict(found, batch_size, progress, lost)
+            predictor.predict(found, batch_size, progress, lost)
     image.release()
     if len(lost) == len(passes[0].windows):
         raise ImageError(lost[0])
@@ -238,7 +238,7 @@ class _Progress:
             self._report(self._done, self.total)
 
 
-class _Looker:
+class _PassPredictor:
     """Predicts the windows of one pass.
 
     Args:
@@ -262,7 +262,7 @@ class _Looker:
         self._selection = selection if each.scale is None else _dense(model, each, selection)
 
     def predict(
-        self, found: Findings, batch_size: int, progress: _Progress, lost: list[str]
+        self, found: DetectionArrays, batch_size: int, progress: _Progress, lost: list[str]
     ) -> None:
         """Add the detections of all windows, and why windows were left out to ``lost``."""
         windows = self._pass.windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,40 +15,18 @@ from meinst.data.transforms import ResizedImage
 from meinst.detections import Detections
 from meinst.detector.select import SelectOptions
 from meinst.images.video import VideoReader
-from meinst.options import check_range
 
 if TYPE_CHECKING:
     from meinst.detector.predictor import ModelInput, Predictor
 
 T = TypeVar("T")
+_KEPT_FRAMES = 30  # at 30 per second: a track ends after a second without its object
+_MIN_FRAMES = 2  # in a row, before an object becomes a track
+_MIN_IOU = 0.1  # of a box and the one that its track predicts
 _CONTINUE = 0.5  # share of the score that begins a track which suffices to continue one
 
 NO_TRACK = -1
 """Track id of a detection that belongs to no track, or not yet."""
-
-
-@dataclass(frozen=True)
-class TrackOptions:
-    """How detections are joined to tracks.
-
-    Attributes:
-        new_score: smallest score of a detection that begins a track; detections with lower scores
-            only continue one.
-        keep_seconds: time after which a track that is not seen again ends.
-        min_frames: frames in a row in which an object must be seen to become a track.
-        min_iou: smallest IoU of a box with that expected by its track.
-    """
-
-    new_score: float = 0.5
-    keep_seconds: float = 1.0
-    min_frames: int = 2
-    min_iou: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Reject values that are out of range."""
-        check_range(self, 0, 1, "new_score", "min_iou")
-        check_range(self, 0, 3600, "keep_seconds")
-        check_range(self, 1, 1000, "min_frames")
 
 
 class Tracker:
@@ -59,16 +37,15 @@ class Tracker:
     Args:
         rate: frames per second.
         class_names: names of the classes.
-        options: how detections are joined.
+        new_score: smallest score of a detection that begins a track; detections with lower scores
+            only continue one.
 
     Raises:
         ImportError: if the package is not installed.
     """
 
-    def __init__(
-        self, rate: float, class_names: tuple[str, ...], options: TrackOptions | None = None
-    ) -> None:
-        self._options = options or TrackOptions()
+    def __init__(self, rate: float, class_names: tuple[str, ...], new_score: float = 0.5) -> None:
+        self._new_score = new_score
         self._rate = rate
         self._class_names = class_names
         self._by_class: dict[int, Any] = {}
@@ -76,7 +53,7 @@ class Tracker:
 
     def select(self, selection: SelectOptions) -> SelectOptions:
         """The selection with which a model should predict: also scores that continue a track."""
-        return replace(selection, score_threshold=_CONTINUE * self._options.new_score)
+        return replace(selection, score_threshold=_CONTINUE * self._new_score)
 
     def update(self, detections: Detections) -> Detections:
         """Join the detections of the next frame to tracks.
@@ -90,7 +67,7 @@ class Tracker:
             chosen = np.flatnonzero(labels == label)
             ids[torch.from_numpy(chosen)] = self._update_class(label, detections, chosen)
         tracked = replace(detections, track_ids=ids)
-        return tracked[(ids != NO_TRACK) | (detections.scores.cpu() >= self._options.new_score)]
+        return tracked[(ids != NO_TRACK) | (detections.scores.cpu() >= self._new_score)]
 
     def _update_class(self, label: int, detections: Detections, chosen: Any) -> torch.Tensor:
         from supervision import Detections as Supervised
@@ -117,14 +94,13 @@ class Tracker:
             raise ImportError(
                 "tracking needs the package trackers: pip install 'meinst[video]'"
             ) from error
-        options = self._options
         return ByteTrackTracker(
-            lost_track_buffer=max(1, round(options.keep_seconds * 30)),  # counted at 30 a second
+            lost_track_buffer=_KEPT_FRAMES,
             frame_rate=self._rate,
-            track_activation_threshold=options.new_score,
-            minimum_consecutive_frames=options.min_frames,
-            minimum_iou_threshold=options.min_iou,
-            high_conf_det_threshold=options.new_score,
+            track_activation_threshold=self._new_score,
+            minimum_consecutive_frames=_MIN_FRAMES,
+            minimum_iou_threshold=_MIN_IOU,
+            high_conf_det_threshold=self._new_score,
         )
 
 
@@ -132,7 +108,7 @@ def track_images(
     model: Predictor, images: Iterable[ModelInput], rate: float, selection: SelectOptions
 ) -> Iterator[Detections]:
     """See :meth:`meinst.Predictor.track`."""
-    tracker = Tracker(rate, model.class_names, TrackOptions(new_score=selection.threshold))
+    tracker = Tracker(rate, model.class_names, selection.threshold)
     for _, detections in predict_frames(model, ((i, i) for i in images), tracker.select(selection)):
         yield tracker.update(detections)
 

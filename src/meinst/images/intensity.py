@@ -38,7 +38,8 @@ class InputOptions:
             percentiles 0.1 and 99.9 of the image, over all channels; full: its smallest and
             greatest value; LOW:HIGH, for example 0:4095: these values. 8-bit images never change.
         pixel_size: side of a pixel of the network's input in micrometres, if all training images
-            had the same; slides that state theirs are then brought to it. None for no such size.
+            had the same; slides whose files state a pixel size are resized to it. None if they
+            differed or it is not known.
     """
 
     intensity: str = "percentile"

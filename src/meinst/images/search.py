@@ -20,6 +20,11 @@ IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _IMAGES.split())
 """Suffixes of images in folders; files that are given by name may have any suffix."""
 
 
+_VIDEOS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _VIDEOS.split())
+"""Suffixes of videos in folders."""
+
+
 @dataclass(frozen=True)
 class UnreadableKind:
     """A kind of picture or video that cannot be read.
@@ -38,7 +43,7 @@ class UnreadableKind:
 UNREADABLE_KINDS = (
     UnreadableKind(
         "a video",
-        "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv",
+        _VIDEOS,
         "give its name to `meinst predict`, or to the `track` method of a model",
     ),
     UnreadableKind(

@@ -281,7 +281,7 @@ def tiff_shape(path: Path) -> tuple[int, int] | None:
     try:
         with TiffFile(path) as file:
             return file.pages.first.imagelength, file.pages.first.imagewidth
-    except Exception:
+    except Exception:  # tifffile raises almost anything for damaged files
         return None
 
 

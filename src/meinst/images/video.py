@@ -14,18 +14,16 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from meinst.images.search import VIDEO_SUFFIXES
 from meinst.options import check_range, printable
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-_VIDEOS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
-VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _VIDEOS.split())
-"""Suffixes of video files."""
-
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://")
 _ADDRESSES = (*_STREAMS, "http://", "https://")
+_BY_NAME = {".ts", ".m3u8"}  # suffixes that other files in a folder may have, too
 _DEFAULT_RATE = Fraction(25)  # frames per second of streams that state none
 
 
@@ -62,7 +60,7 @@ class VideoFrame:
     Attributes:
         index: its number in the video, from 0.
         seconds: its time from the beginning of the video.
-        pixels: ``(H, W, 3)`` uint8 RGB, as the video is meant to be shown (turned if it says so).
+        pixels: ``(H, W, 3)`` uint8 RGB, rotated as the metadata of the video demand.
     """
 
     index: int
@@ -108,9 +106,10 @@ class VideoReader:
             self._container.close()
             raise VideoError(f"{self.name} has no pictures, only {kinds}.")
         self._stream: VideoStream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
         if self._stream.codec_context is None:  # no decoder in this build
+            self._container.close()
             raise VideoError(f"{self.name}: its codec is not known to this version of PyAV.")
+        self._stream.thread_type = "AUTO"
         self.rate = self._stream.average_rate or self._stream.guessed_rate or _DEFAULT_RATE
         self.frames = self._stream.frames or _frames_by_duration(self._stream, self.rate)
 
@@ -189,7 +188,7 @@ def is_video(source: str | Path) -> bool:
     if text.startswith("http"):
         text = urlsplit(text).path
     suffix = Path(text).suffix.lower()
-    return is_camera or text.startswith(_STREAMS) or suffix in VIDEO_SUFFIXES | {".m3u8"}
+    return is_camera or text.startswith(_STREAMS) or suffix in VIDEO_SUFFIXES | _BY_NAME
 
 
 def import_av() -> Any:
@@ -223,7 +222,7 @@ def _address(source: str | Path) -> tuple[str, dict[str, Any]]:
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
-    """A frame as RGB, turned as its metadata says."""
+    """A frame as RGB, rotated as its metadata demand."""
     pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
     quarters = round((frame.rotation or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels

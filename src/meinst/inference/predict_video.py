@@ -17,7 +17,7 @@ from typing import Any
 from meinst.detections import Detections
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
-from meinst.detector.track import Tracker, TrackOptions, predict_frames
+from meinst.detector.track import Tracker, predict_frames
 from meinst.files import check_folder, open_atomically
 from meinst.images.video import FrameRange, VideoError, VideoFrame, VideoReader
 from meinst.inference.video_writer import VideoWriter
@@ -84,7 +84,7 @@ def predict_video(
     check_folder(output)
     started = time.perf_counter()
     with lock_folder(output), VideoReader(source) as video:
-        files = _files(source, output)
+        files = video_files(source, output)
         tracker = _make_tracker(model, video, chosen, selection) if tracking else None
         with _Results(model, video, files, chosen, source) as results:
             try:
@@ -100,8 +100,7 @@ def predict_video(
 def _make_tracker(
     model: Predictor, video: VideoReader, chosen: FrameRange, selection: SelectOptions
 ) -> Tracker:
-    options = TrackOptions(new_score=selection.threshold)
-    return Tracker(float(video.rate) / chosen.every, model.class_names, options)
+    return Tracker(float(video.rate) / chosen.every, model.class_names, selection.threshold)
 
 
 def _predict(
@@ -135,15 +134,15 @@ class _Results:
         self._model = model
         self._last = chosen.start
         self._every = chosen.every
-        self._stack = ExitStack()
         path, *texts = files
         sound = Path(source) if Path(str(source)).is_file() else None
         rate = video.rate / chosen.every
-        writer = VideoWriter(path, rate, sound, chosen.start)
-        self._writer = self._stack.enter_context(writer)
-        self._mot, self._coco, self._images = (
-            self._stack.enter_context(open_atomically(text)) for text in texts
-        )
+        with ExitStack() as stack:  # closes what is open if a later step fails
+            self._writer = stack.enter_context(VideoWriter(path, rate, sound, chosen.start))
+            self._mot, self._coco, self._images = (
+                stack.enter_context(open_atomically(text)) for text in texts
+            )
+            self._stack = stack.pop_all()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._waiting: Future[None] | None = None
 
@@ -217,8 +216,12 @@ def _mot_lines(number: int, results: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{number},{result['track_id']},{sides},{result['score']:.4f},-1,-1,-1\n"
 
 
-def _files(source: str | Path, output: Path) -> tuple[Path, ...]:
-    """What is written: the video, MOT text, COCO results and images."""
+def video_files(source: str | Path, output: Path) -> tuple[Path, ...]:
+    """What is written for a source: the video, MOT text, COCO results and images.
+
+    Raises:
+        FileExistsError: if it would replace the source.
+    """
     stem = Path(str(source)).stem if Path(str(source)).is_file() else str(source)
     name = re.sub(r"[^\w.-]+", "_", f"camera{stem}" if stem.isdecimal() else stem).strip("_")
     files = tuple(

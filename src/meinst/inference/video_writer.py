@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -43,11 +42,15 @@ class VideoWriter:
     ) -> None:
         self._rate = rate
         self._start = start
-        self._stack = ExitStack()
-        file = self._stack.enter_context(open_atomically(path))
-        self._container = self._stack.enter_context(import_av().open(file, "w", format="mp4"))
         self._video: Any = None
-        self._sound = _Sound(self._container, sound, start) if sound is not None else None
+        self._sound: _Sound | None = None
+        with ExitStack() as stack:  # closes what is open if a later step fails
+            file = stack.enter_context(open_atomically(path))
+            self._container = stack.enter_context(import_av().open(file, "w", format="mp4"))
+            if sound is not None:
+                source = stack.enter_context(import_av().open(f"file:{sound}"))
+                self._sound = _Sound(self._container, source, start)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -99,48 +102,50 @@ class VideoWriter:
 class _Sound:
     """Packets of the first audio stream of a file, copied as the pictures advance."""
 
-    def __init__(self, target: Any, source: Path, start: float) -> None:
+    def __init__(self, target: Any, source: Any, start: float) -> None:
         self._target = target
         self._start = start
+        self._offset = _start_time(source.streams.video[0])
         self._stream: Any = None
         self._packets: Iterator[Any] = iter(())
-        self._waiting: deque[Any] = deque(maxlen=1)
-        container = import_av().open(f"file:{source}")
-        streams = container.streams.audio
-        if not streams:
-            container.close()
+        self._waiting: Any = None  # the first packet that was not copied yet
+        if not source.streams.audio:
             return
-        if streams[0].codec_context.name not in _SOUNDS:
+        stream = source.streams.audio[0]
+        if stream.codec_context.name not in _SOUNDS:
             log.warning(
                 "%s: its sound (%s) does not fit into an MP4 file and is left out",
-                printable(str(source)),
-                streams[0].codec_context.name,
+                printable(source.name.removeprefix("file:")),
+                stream.codec_context.name,
             )
-            container.close()
             return
-        self._container = container
-        self._stream = target.add_stream_from_template(streams[0])
-        self._packets = container.demux(streams[0])
+        self._stream = target.add_stream_from_template(stream)
+        self._packets = source.demux(stream)
 
     def copy(self, seconds: float) -> None:
-        """Copy the packets up to a time of the source."""
+        """Copy the packets up to a time, in seconds from the first frame of the source."""
         while self._stream is not None:
-            packet = self._waiting.pop() if self._waiting else next(self._packets, None)
+            packet, self._waiting = self._waiting or next(self._packets, None), None
             if packet is None:
                 return
             if packet.pts is None:  # the end, or not to be shown
                 continue
-            time = float(packet.pts * packet.time_base)
+            time = float(packet.pts * packet.time_base) - self._offset
             if time > seconds:
-                self._waiting.append(packet)
+                self._waiting = packet
                 return
             if self._start and time < self._start:  # encoders begin before 0
                 continue
-            shift = round(self._start / packet.time_base)
+            shift = round((self._offset + self._start) / packet.time_base)
             packet.pts -= shift
             packet.dts = packet.pts if packet.dts is None else packet.dts - shift
             packet.stream = self._stream
             self._target.mux(packet)
+
+
+def _start_time(stream: Any) -> float:
+    """Time of a stream's first frame, in seconds; broadcasts do not begin at 0."""
+    return float((stream.start_time or 0) * stream.time_base)
 
 
 def _even(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

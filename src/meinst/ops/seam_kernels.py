@@ -91,11 +91,11 @@ def find_pairs(
             x1, y1 = max(windows[a, 0], windows[b, 0]), max(windows[a, 1], windows[b, 1])
             x2, y2 = min(windows[a, 2], windows[b, 2]), min(windows[a, 3], windows[b, 3])
             if x1 < x2 and y1 < y2 and starts[b] < starts[b + 1]:
-                ours = _inside(boxes, starts[a], starts[a + 1], x1, y1, x2, y2, first)
-                theirs = _inside(boxes, starts[b], starts[b + 1], x1, y1, x2, y2, second)
+                count_a = _inside(boxes, starts[a], starts[a + 1], x1, y1, x2, y2, first)
+                count_b = _inside(boxes, starts[b], starts[b + 1], x1, y1, x2, y2, second)
                 least = threshold if levels[a] == levels[b] else 0.0
-                for i in first[:ours]:
-                    for j in second[:theirs]:
+                for i in first[:count_a]:
+                    for j in second[:count_b]:
                         overlap = _overlap_in(boxes[i], boxes[j], x1, y1, x2, y2)
                         if labels[i] == labels[j] and overlap > 0 and overlap >= least:
                             if count < len(pairs):
@@ -176,13 +176,14 @@ def pair_areas(
             _place(x1 + _HALF * dx, dx, across, box[0], box[2], size, columns, right)
             _place(y1 + _HALF * dy, dy, down, box[1], box[3], size, rows, below)
             _sample(soft[n], columns[:across], right[:across], rows[:down], below[:down], inside[k])
-        shared, ours, theirs = 0, 0, 0
+        shared, area_a, area_b = 0, 0, 0
         for r in range(down):
             for c in range(across):
-                ours += inside[0, r, c]
-                theirs += inside[1, r, c]
+                area_a += inside[0, r, c]
+                area_b += inside[1, r, c]
                 shared += inside[0, r, c] & inside[1, r, c]
-        areas[p, 0], areas[p, 1], areas[p, 2] = shared * dx * dy, ours * dx * dy, theirs * dx * dy
+        pixel = dx * dy
+        areas[p, 0], areas[p, 1], areas[p, 2] = shared * pixel, area_a * pixel, area_b * pixel
 
 
 @compiled

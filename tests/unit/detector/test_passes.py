@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from oracle import Oracle
 
-from meinst.detector.passes import MIN_TILE, TileOptions, plan_passes, wants_windows
+from meinst.detector.passes import MIN_TILE, TileOptions, needs_windows, plan_passes
 from meinst.images.notes import ImageNotes
 from meinst.models.load import load
 
@@ -72,14 +72,14 @@ def test_auto_depends_on_objects_and_training(
     model = Oracle()
     model.metadata = metadata
     notes = ImageNotes(shrink=shrink, object_side=side)
-    assert wants_windows(model, TileOptions(), notes) == expected
-    assert not wants_windows(model, TileOptions("off"), notes)
+    assert needs_windows(model, TileOptions(), notes) == expected
+    assert not needs_windows(model, TileOptions("off"), notes)
 
 
 def test_shipped_models_were_trained_on_parts_and_on_whole_images() -> None:
     blank = ImageNotes(shrink=9.0)
-    assert wants_windows(load("nuclei"), TileOptions(), blank)
-    assert not wants_windows(load("photos"), TileOptions(), blank)
+    assert needs_windows(load("nuclei"), TileOptions(), blank)
+    assert not needs_windows(load("photos"), TileOptions(), blank)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from meinst import Detections
 from meinst.codecs import GridCodec
 from meinst.detector.meinst import MEInst
-from meinst.detector.track import NO_TRACK, Tracker, TrackOptions
+from meinst.detector.track import NO_TRACK, Tracker
 
 pytest.importorskip("trackers")
 
@@ -66,7 +66,7 @@ def test_classes_have_tracks_of_their_own() -> None:
 
 
 def test_low_scores_continue_a_track_but_begin_none() -> None:
-    tracker = Tracker(RATE, ("cat", "dog"), TrackOptions(new_score=0.5))
+    tracker = Tracker(RATE, ("cat", "dog"), 0.5)
     for _ in range(3):
         tracker.update(found((50, 50, 0.9, 0)))
     weak = tracker.update(found((51, 50, 0.3, 0), (200, 50, 0.3, 0)))
