@@ -201,7 +201,9 @@ def import_av() -> Any:
         import av
     except ImportError as error:
         raise ImportError("videos need PyAV: pip install 'meinst[video]'") from error
-    av.logging.set_level(av.logging.PANIC)  # damage is reported by this module
+    # Any level makes FFmpeg's threads wait for the interpreter in order to log damage, while the
+    # interpreter waits for them to end: https://github.com/PyAV-Org/PyAV/issues/909
+    av.logging.set_level(None)
     return av
 
 
