@@ -25,8 +25,9 @@ from safetensors.torch import load_file
 import meinst
 from meinst.cli.memory import keep_for_reuse
 from meinst.data.coco import read_coco
-from meinst.data.images import Pixels, load_image
+from meinst.data.images import load_image
 from meinst.detector.predictor import Predictor
+from meinst.images.rgb import Pixels
 from meinst.models.model_file import ModelFileError
 
 

@@ -40,7 +40,7 @@ from meinst.cli.memory import keep_for_reuse
 from meinst.data import transforms
 from meinst.data.coco import CocoData, ImageRecord, read_coco
 from meinst.data.ground_truth import ground_truth
-from meinst.data.images import Pixels, load_image
+from meinst.data.images import load_image
 from meinst.data.metrics import coco_metrics
 from meinst.data.shapes import Bitmap, Instances
 from meinst.data.training_dataset import ResumableSampler, collate
@@ -48,6 +48,7 @@ from meinst.data.transforms import AugmentOptions, Geometry, ResizeOptions
 from meinst.detector.backbone import LITE0, Backbone, load_imagenet_weights
 from meinst.detector.fpn import FPN
 from meinst.files import write_atomically
+from meinst.images.rgb import Pixels
 from meinst.models.recipe import OptimizerOptions
 from meinst.ops.paste import soft_masks_to_rle
 from meinst.ops.rasterize import rasterize_polygons

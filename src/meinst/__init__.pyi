@@ -5,6 +5,7 @@ from .codecs.pca import PCACodec
 from .codecs.registry import load_codec
 from .data.coco import CocoData, read_coco
 from .data.datasets.dataset import Dataset, open_dataset
+from .data.frames import read_frames
 from .data.images import load_image
 from .data.metrics import coco_metrics
 from .detections import Detections
@@ -15,6 +16,7 @@ from .detector.select import SelectOptions
 from .diagnosis.diagnose import Diagnosis, diagnose
 from .diagnosis.html import write_report
 from .export.export import export_model
+from .images.intensity import InputOptions
 from .inference.evaluate import Metrics, evaluate
 from .inference.predict import predict_files
 from .models.checkpoint import list_models, save_model
@@ -31,6 +33,7 @@ __all__ = [
     "Dataset",
     "Detections",
     "Diagnosis",
+    "InputOptions",
     "MEInst",
     "Metrics",
     "PCACodec",
@@ -54,6 +57,7 @@ __all__ = [
     "open_dataset",
     "predict_files",
     "read_coco",
+    "read_frames",
     "save_model",
     "train",
     "write_report",

@@ -45,6 +45,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     slide = np.tile(tiles, (4, 4, 1))[:300, :400]
     resolution = {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(folder / "slide.tif", slide, photometric="rgb", tile=(64, 64), **resolution)
+    stack = np.repeat(np.stack([tiles[..., 0], tiles[..., 1]]), 6, axis=0).reshape(
+        2, 2, 3, *tiles.shape[:2]
+    )
+    tifffile.imwrite(
+        folder / "stack.tif", np.moveaxis(stack, 0, 2), imagej=True, metadata={"axes": "TZCYX"}
+    )
     write_halves(folder)
     DCTCodec(60, 28).save(folder / "codec.npz")
     for name, classes in MODELS.items():

@@ -189,7 +189,16 @@ def test_training_reads_images_as_prediction_does(
                 input_options=InputOptions(rule),
             )
             samples.append([dataset[number][0] for number in range(6)])
-    for expected, same, other in zip(*samples, strict=True):
+    turned = TrainingDataset(
+        read_coco(annotations, tmp_path / "deep"),
+        ResizeOptions(64, 96),
+        AugmentOptions(),
+        14,
+        seed=0,
+        input_options=InputOptions("2000:6080", (2, 1, 0)),
+    )
+    for number, (expected, same, other) in enumerate(zip(*samples, strict=True)):
+        assert (turned[number][0] == expected.flip(0)).all()
         assert (expected == same).all()
         assert not (expected == other).all()
     logged = [record.message for record in caplog.records]
@@ -202,6 +211,12 @@ def test_rule_is_part_of_recipes_and_model_files(tiny_model: MEInst, tmp_path: P
     path.write_text("base: nuclei\ninput: {intensity: '0:4095'}\n")
     recipe = load_recipe(path)
     assert recipe.input == InputOptions("0:4095")
+    path.write_text("base: nuclei\ninput: {channels: [2, 0, 0]}\n")
+    assert load_recipe(path).input == InputOptions(channels=(2, 0, 0))
+    for wrong in ("[1, 2]", "[-1]", "[1.5]", "[a]"):
+        path.write_text(f"input: {{channels: {wrong}}}")
+        with pytest.raises(ValueError, match="channels"):
+            load_recipe(path)
     path.write_text("input: {intensity: bright}")
     with pytest.raises(ValueError, match="intensity must be percentile"):
         load_recipe(path)
@@ -214,10 +229,11 @@ def test_rule_is_part_of_recipes_and_model_files(tiny_model: MEInst, tmp_path: P
         tiny_model.options,
         tiny_model.resize_options,
         tiny_model.selection,
-        InputOptions("full"),
+        InputOptions("full", (3, 0, 1)),
     )
     save_model(model, tmp_path / "full.safetensors")
-    assert load_model(tmp_path / "full.safetensors").input_options == InputOptions("full")
+    loaded = load_model(tmp_path / "full.safetensors")
+    assert loaded.input_options == InputOptions("full", (3, 0, 1))
     exported = ExportedMEInst(
         model.class_names, model.codec, replace(recipe, model=model.options), lambda _: []
     )
@@ -244,8 +260,8 @@ def test_export_passes_the_rule_and_counts_what_is_left_out(
     shutil.copy(synthetic_data.images / "two.png", folder)
     (folder / "slide.czi").touch()
     arguments = ["export", str(tiny_model_file), "--output", str(tmp_path / "out")]
-    assert main([*arguments, "--intensity", "full"]) == 0
-    assert calls == [(InputOptions("full"), None)]
+    assert main([*arguments, "--intensity", "full", "--channels", "1"]) == 0
+    assert calls == [(InputOptions("full", (1,)), None)]
     assert main([*arguments, "--int8", "--calibration-images", str(folder)]) == 1
     assert calls[1] == (InputOptions("percentile"), [folder / "two.png"])
     assert "1 .czi" in capsys.readouterr().err
@@ -261,7 +277,7 @@ def test_python_users_are_warned(tiny_model: MEInst, tmp_path: Path) -> None:
         tiny_model.predict(np.zeros((2000, 1000, 3), np.uint8), tile="off")
     outcomes: list[ImageResult] = []
     predict_files(tiny_model, [tmp_path / "a.tif"], tmp_path / "out", on_image=outcomes.append)
-    assert [outcome.notes.pages for outcome in outcomes] == [3]
+    assert [outcome.notes.extent.frames for outcome in outcomes] == [3]
 
 
 def test_large_images_are_reported_once(

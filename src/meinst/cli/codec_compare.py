@@ -85,12 +85,7 @@ def run(arguments: Sequence[str]) -> int:
             write_rows(rows, options.output)  # after each row, since a fit can take minutes
             progress.advance(task)
 
-        def warn(path: Path, report: Report) -> None:
-            faults = replace(report, noted=())
-            if str(faults):
-                warnings.warn(f"{path}: {faults}", stacklevel=2)
-
-        compare_codecs(settings, data, options.fit, keep, warn)
+        compare_codecs(settings, data, options.fit, keep, _warn)
     if not rows:
         print("error: none of the codecs could be fitted; see the warnings above", file=sys.stderr)
         return 2
@@ -99,6 +94,13 @@ def run(arguments: Sequence[str]) -> int:
     console.print(rows_table(rows))
     console.print(best_line(rows), soft_wrap=True, highlight=False)
     return 0 if len(rows) == len(settings) else 1
+
+
+def _warn(path: Path, report: Report) -> None:
+    """Warn of what is wrong with the annotations of a file."""
+    faults = replace(report, noted=())
+    if str(faults):
+        warnings.warn(f"{path}: {faults}", stacklevel=2)
 
 
 def _plot(rows: Sequence[CompareRow], path: Path) -> None:

@@ -69,6 +69,8 @@ class EvaluateArguments:
             (percentiles 0.1 and 99.9 of the image), full (its smallest and greatest value) or
             LOW:HIGH (with = if negative: --intensity=-500:900); by default the model's own, which
             is percentile unless it was trained otherwise.
+        channels: numbers, from 0, of the channels of microscopy images that become red, green and
+            blue, such as 2,0,0, or of the one that becomes grey; by default the model's own.
         tile: auto predicts those images in overlapping windows in which objects would be missed,
             because they are much larger than the network's input; off predicts each as a whole; a
             number is the side of the windows in pixels, for all images with a longer side.
@@ -94,6 +96,7 @@ class EvaluateArguments:
     report: Path | None = None
     max_detections: int | None = None
     intensity: str | None = None
+    channels: str | None = None
     tile: str = "auto"
     pixel_size: float | None = None
     batch_size: int = 1
@@ -122,6 +125,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from meinst.cli.device import find_device
     from meinst.cli.memory import keep_for_reuse
+    from meinst.cli.model_input import override_input
     from meinst.cli.output import check_file
     from meinst.files import check_folder, write_atomically
     from meinst.models.load import load
@@ -137,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:
     data = _read(options)
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
-    model.input_options = model.input_options.override(options.intensity)
+    override_input(model, options.intensity, options.channels)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("images", total=len(data.images))
         metrics, diagnosis = _measure(options, model, data, lambda: progress.advance(task))

@@ -45,6 +45,8 @@ class ExportArguments:
         intensity: how values of more than 8 bits become 0 to 255, in the export and its
             calibration: percentile, full or LOW:HIGH, as for meinst predict; by default the
             model's own.
+        channels: channels of microscopy images that the export uses, as for meinst predict; by
+            default the model's own.
         annotations: COCO annotations (JSON) on which to evaluate the export, with --int8 before and
             after quantization; by default nothing is evaluated.
         images: folder of the annotated images; by default that of --calibration-images.
@@ -58,6 +60,7 @@ class ExportArguments:
     int8: bool = False
     calibration_images: Path | None = None
     intensity: str | None = None
+    channels: str | None = None
     annotations: Path | None = None
     images: Path | None = None
     max_ap_drop: float = 1.0
@@ -71,12 +74,13 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from meinst.cli.model_input import override_input
     from meinst.cli.output import read_and_report
     from meinst.export.export import export_model
     from meinst.models.checkpoint import load_model
 
     model = load_model(options.model)
-    model.input_options = model.input_options.override(options.intensity)
+    override_input(model, options.intensity, options.channels)
     data, found = None, _find_calibration(options.calibration_images)
     if options.annotations is not None:
         data = read_and_report(options.annotations, options.images or options.calibration_images)

@@ -25,6 +25,7 @@ meinst predict holiday.jpg
 meinst predict slides/ 'more/**/*.tif' --model nuclei --output found
 meinst predict slide.svs --model nuclei --tile 512
 meinst predict holiday.jpg --model runs/mine/best.safetensors --score-threshold 0.5
+meinst predict stack.tif --model nuclei --frames all --channels 1 --save labels,csv
 meinst predict clip.mp4 --every 2 --start 60 --end 90
 meinst predict plates/ --recursive --model nuclei --save labels,csv
 meinst predict s3://bucket/cells/ --model nuclei --save parquet
@@ -40,7 +41,8 @@ class PredictArguments:
     original) and images.json (the file of each image_id and the class of each category_id). To load
     them with pycocotools: COCO("images.json").loadRes("predictions.json"), unless there are no
     detections. Other formats are chosen with --save. Overlays that earlier runs wrote there are
-    skipped. If a file has several pages or frames, only the first is used. Of slides and other
+    skipped. If a file has several frames or channels, only the first is used, unless --frames or
+    --channels says otherwise. Of slides and other
     large TIFF files, only the parts that are needed are read, and the overlay is a reduced copy. A
     run that ended early (killed, full disk) continues with --resume and ends with the same files.
     The exit code is 1 if an image or a part of one could not be read, or if a folder or pattern
@@ -70,6 +72,11 @@ class PredictArguments:
             (percentiles 0.1 and 99.9 of the image), full (its smallest and greatest value) or
             LOW:HIGH (with = if negative: --intensity=-500:900); by default the model's own, which
             is percentile unless it was trained otherwise.
+        channels: numbers, from 0, of the channels of microscopy images that become red, green and
+            blue, such as 2,0,0, or of the one that becomes grey; by default the model's own.
+        frames: of stacks (z), time series, multi-page files and animations, the frames that are
+            used, each as an image of its own: all, a number from 0, or A:B for those from A up to
+            but without B; by default only the first.
         tile: auto predicts those images in overlapping windows in which objects would be missed,
             because they are much larger than the network's input; off predicts each as a whole; a
             number is the side of the windows in pixels, for all images with a longer side.
@@ -96,6 +103,8 @@ class PredictArguments:
     score_threshold: float | None = None
     max_detections: int | None = None
     intensity: str | None = None
+    channels: str | None = None
+    frames: str | None = None
     tile: str = "auto"
     pixel_size: float | None = None
     batch_size: int = 1
@@ -130,11 +139,12 @@ def run(arguments: Sequence[str]) -> int:
 def _load(options: PredictArguments) -> Predictor:
     from meinst.cli.device import find_device
     from meinst.cli.memory import keep_for_reuse
+    from meinst.cli.model_input import override_input
     from meinst.models.load import load
 
     keep_for_reuse()
     model = load(options.model).fuse().to(find_device(options.device))
-    model.input_options = model.input_options.override(options.intensity)
+    override_input(model, options.intensity, options.channels)
     return model
 
 
@@ -169,6 +179,7 @@ def _predict_images(options: PredictArguments) -> int:
             batch_size=options.batch_size,
             resume=options.resume,
             tiles=tiles,
+            frames=options.frames,
             on_image=report,
             on_window=on_window,
         )

@@ -8,27 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from meinst.data.images import ImageError, turn
+from meinst.data.images import ImageError
+from meinst.images.frames import Frame, PictureSource, file_of
 from meinst.images.pixel_size import tiff_pixel_size
 from meinst.images.readers import (
     check_pixels,
-    is_big_endian_bigtiff,
     is_tiff,
+    open_tiff,
     orientation_of,
     prepare_pillow,
     read_deep,
-    read_tiff,
 )
-from meinst.images.sources import ImageFile, opened
+from meinst.images.rgb import turn
+from meinst.images.sources import ImageFile, opened, to_file
+from meinst.images.tiff_levels import ALL_CHANNELS
+from meinst.images.tiff_regions import TiffRegions
 
 _HEAD = 64  # bytes that tell the format of a file
 
 
-def read_channels(file: ImageFile) -> NDArray[Any]:
-    """The values of an image of more than 8 bits as they are stored, turned upright.
+def read_channels(source: PictureSource) -> NDArray[Any]:
+    """All channels of an image as they are stored, turned upright.
 
     Args:
-        file: the image file; of several pages, the first is read.
+        source: the image file, or its frame; of several frames, the first is read.
 
     Returns:
         ``(H, W, C)``, without opacity.
@@ -36,7 +39,12 @@ def read_channels(file: ImageFile) -> NDArray[Any]:
     Raises:
         ImageError: if they cannot be read.
     """
+    file = to_file(file_of(source))
     try:
+        with file.open("rb") as stream:
+            tiff = is_tiff(stream.read(_HEAD))
+        if tiff:
+            return _tiff_channels(file, source.index if isinstance(source, Frame) else 0)
         values = turn(*_stored_values(file))
     except Exception as error:  # readers raise almost anything for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -44,6 +52,17 @@ def read_channels(file: ImageFile) -> NDArray[Any]:
     if values.ndim == 2:
         return values[..., None]
     return values[..., :-1] if values.shape[2] in (2, 4) else values
+
+
+def _tiff_channels(file: ImageFile, frame: int) -> NDArray[Any]:
+    """All channels of a frame of a TIFF file, ``(H, W, C)``."""
+    regions = TiffRegions(file, frame, ALL_CHANNELS)
+    try:
+        height, width = regions.levels[0].size
+        check_pixels(width, height)
+        return turn(regions.levels[0].read((0, 0, width, height)), regions.orientation)
+    finally:
+        regions.close()
 
 
 def grey_or_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -58,21 +77,16 @@ def read_pixel_size(file: ImageFile) -> float | None:
         with file.open("rb") as stream:
             if not is_tiff(stream.read(_HEAD)):
                 return None
-        from tifffile import TiffFile
-
-        with TiffFile(opened(file)) as tiff:
+        with open_tiff(file) as tiff:
             return tiff_pixel_size(tiff, tiff.pages.first)
     except Exception:  # of damaged metadata; whether there are pixels is for others to say
         return None
 
 
 def _stored_values(file: ImageFile) -> tuple[NDArray[Any], int]:
-    """The values of the first page as they are stored, and the EXIF orientation."""
+    """The values of an image as they are stored, and the EXIF orientation."""
     with file.open("rb") as stream:
-        head = stream.read(_HEAD)
-    prepare_pillow(head)
-    if is_big_endian_bigtiff(head):
-        return read_tiff(file)
+        prepare_pillow(stream.read(_HEAD))
     with Image.open(opened(file)) as image:
         check_pixels(image.width, image.height)
         return read_deep(file, image) or (np.asarray(image), orientation_of(image))

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from meinst.data.images import Pixels
 from meinst.data.transforms import AugmentOptions
+from meinst.images.rgb import Pixels
 
 
 def jitter_color(image: Pixels, augment: AugmentOptions, generator: torch.Generator) -> Pixels:

@@ -9,21 +9,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from meinst.images.extent import ONE_IMAGE, Extent, image_extent, tiff_extent
 from meinst.images.intensity import (
     InputOptions,
     Stretch,
-    apply_stretch,
     find_stretch,
     opaque_value,
-    scale_opacity,
 )
 from meinst.images.readers import (
     UnsupportedImageError,
     check_pixels,
-    count_pages,
-    count_tiff_pages,
     cuts_values,
     is_big_endian_bigtiff,
     is_tiff,
@@ -33,12 +30,13 @@ from meinst.images.readers import (
     read_tiff,
     tiff_sizes,
 )
+from meinst.images.rgb import Pixels, choose_channels, pillow_to_rgb, turn, values_to_rgb
 from meinst.images.search import find_images as find_images
 from meinst.images.search import unreadable_kind
 from meinst.images.sources import ImageFile, MemoryFile, opened
+from meinst.images.tiff_regions import TiffRegions
 from meinst.options import FileError
 
-Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 
 HEAD = 64
@@ -56,12 +54,12 @@ class Picture:
     Attributes:
         pixels: ``(H, W, 3)`` uint8 RGB.
         stretch: how values of more than 8 bits became 0 to 255; None for 8-bit images.
-        pages: number of pages or frames in the file, of which the first was read.
+        extent: frames and channels in the file, of which the first was read.
     """
 
     pixels: Pixels
     stretch: Stretch | None = None
-    pages: int = 1
+    extent: Extent = ONE_IMAGE
 
 
 def load_image(
@@ -120,7 +118,7 @@ def read_image(
 
     Args:
         image: as in `to_rgb`.
-        options: the rule for values of more than 8 bits.
+        options: the rule for values of more than 8 bits, and the channels.
         size: for a file, width and height in the annotation file, as in `load_image`.
 
     Raises:
@@ -137,17 +135,23 @@ def read_image(
         raise ImageError(
             f"An image must be a path, a Pillow image or a NumPy array, got {type(image).__name__}."
         )
+    return _from_array(image, options)
+
+
+def _from_array(image: NDArray[Any], options: InputOptions) -> Picture:
     if (
         image.ndim not in (2, 3)
         or image.size == 0
-        or (image.ndim == 3 and image.shape[2] not in (1, 3, 4))
+        or (image.ndim == 3 and image.shape[2] not in (1, 3, 4) and not options.channels)
     ):
         raise ImageError(
             f"An image array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with at least one "
-            f"pixel, got {image.shape}."
+            f"pixel, got {image.shape}; choose channels of others with InputOptions.channels."
         )
     try:
-        return _from_values(image, options)
+        return _from_values(choose_channels(image, options), options)
+    except UnsupportedImageError as error:
+        raise ImageError(f"The image array {error}") from error
     except ValueError as error:
         raise ImageError(str(error)) from error
 
@@ -243,6 +247,8 @@ def _decode(path: ImageFile, options: InputOptions) -> tuple[Picture, int]:
     with path.open("rb") as file:
         head = file.read(HEAD)
     prepare_pillow(head)
+    if is_tiff(head) and options.channels:
+        return _decode_channels(path, options)
     if is_big_endian_bigtiff(head):
         return _decode_tiff(path, options), 1
     try:
@@ -261,15 +267,27 @@ def _decode(path: ImageFile, options: InputOptions) -> tuple[Picture, int]:
             values, orientation = deep
             if image.format == "TIFF":  # Pillow turns TIFF files itself
                 values, orientation = turn(values, orientation), 1
-            picture = _from_values(values, options)
-        return replace(picture, pages=count_pages(path, image)), orientation
+            picture = _from_values(choose_channels(values, options), options)
+        return replace(picture, extent=image_extent(path, image)), orientation
+
+
+def _decode_channels(path: ImageFile, options: InputOptions) -> tuple[Picture, int]:
+    """Chosen channels of a TIFF file, and the orientation that is still to be applied."""
+    file = TiffRegions(path, channels=options.channels)
+    try:
+        height, width = file.levels[0].size
+        check_pixels(width, height)
+        values = file.levels[0].read((0, 0, width, height))
+        return replace(_from_values(values, options), extent=file.extent), file.orientation
+    finally:
+        file.close()
 
 
 def _decode_tiff(path: ImageFile, options: InputOptions) -> Picture:
     """A TIFF file that Pillow cannot open, turned upright."""
     values, orientation = read_tiff(path)
     picture = _from_values(turn(values, orientation), options)
-    return replace(picture, pages=count_tiff_pages(path))
+    return replace(picture, extent=tiff_extent(path))
 
 
 def _read_pillow(image: Image.Image, options: InputOptions) -> Picture:
@@ -282,6 +300,15 @@ def _read_pillow(image: Image.Image, options: InputOptions) -> Picture:
         image.load()  # Image.open reads only the header
     except Exception as error:  # as for files
         raise ImageError(f"The Pillow image is damaged or truncated ({error}).") from error
+    try:
+        return from_pillow_frame(image, options)
+    except UnsupportedImageError as error:
+        raise ImageError(f"The Pillow image {error}") from error
+
+
+def from_pillow_frame(image: Image.Image, options: InputOptions) -> Picture:
+    """Convert the current frame of a Pillow image, turned upright."""
+    image.load()
     picture = _from_pillow(image, options)
     return replace(picture, pixels=turn(picture.pixels, orientation_of(image)))
 
@@ -311,37 +338,16 @@ def _reason(error: Exception, path: ImageFile) -> str:
     return f"is damaged or truncated ({reason}); restore it."
 
 
-def turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Apply an EXIF orientation, 1 to 8, to ``(H, W)`` or ``(H, W, C)``."""
-    if orientation >= 5:
-        values = values.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    return np.ascontiguousarray(values)
-
-
 def _from_pillow(image: Image.Image, options: InputOptions) -> Picture:
     """Convert a loaded Pillow image, not turned."""
     if image.width == 0 or image.height == 0:
         raise ImageError(f"The image has no pixels ({image.width} x {image.height}).")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_values(np.asarray(image), options)
-    return Picture(_rgb(image))
-
-
-def _rgb(image: Image.Image) -> Pixels:
-    """Convert a Pillow image of up to 8 bits."""
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
-    if image.mode in ("RGBa", "La") or image.has_transparency_data:
-        opaque = image.convert("LA") if image.mode == "La" else image
-        opaque = opaque.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, opaque)
-    return np.array(image.convert("RGB"))
+        return _from_values(choose_channels(np.asarray(image), options), options)
+    if options.channels:
+        stored = image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGB")
+        return _from_values(choose_channels(np.asarray(stored), options), options)
+    return Picture(pillow_to_rgb(image))
 
 
 def _from_values(values: NDArray[Any], options: InputOptions) -> Picture:
@@ -351,24 +357,3 @@ def _from_values(values: NDArray[Any], options: InputOptions) -> Picture:
     stretch = find_stretch(color, options)
     opaque = opaque_value(values[..., -1]) if opacity else 255.0
     return Picture(values_to_rgb(values, stretch, opaque), stretch)
-
-
-def values_to_rgb(values: NDArray[Any], stretch: Stretch | None, opaque: float) -> Pixels:
-    """Convert values to ``(H, W, 3)`` uint8 RGB.
-
-    Args:
-        values: ``(H, W)`` or ``(H, W, C)``, ``C`` from 1 to 4; even numbers include opacity.
-        stretch: how values become 0 to 255; None for 8 bits and bool.
-        opaque: the value of full opacity.
-    """
-    channels = values.shape[2] if values.ndim == 3 else 1
-    opacity = channels in (2, 4) and values.dtype != np.uint8
-    pixels = apply_stretch(values[..., :-1] if opacity else values, stretch)
-    if opacity:
-        pixels = np.concatenate((pixels, scale_opacity(values[..., -1:], opaque)), axis=-1)
-    if channels in (2, 4):
-        return _rgb(Image.fromarray(pixels, "LA" if channels == 2 else "RGBA"))
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]  # (H, W, 1)
-    rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    return np.ascontiguousarray(rgb)

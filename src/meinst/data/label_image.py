@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from meinst.data.images import HEAD, ImageError, check_file, file_error, turn
+from meinst.data.images import HEAD, ImageError, check_file, file_error
+from meinst.images.extent import image_extent
 from meinst.images.readers import (
     check_pixels,
-    count_pages,
     is_big_endian_bigtiff,
     orientation_of,
     prepare_pillow,
     read_deep,
     read_tiff,
 )
+from meinst.images.rgb import turn
 
 
 def read_labels(path: Path) -> NDArray[Any]:
@@ -40,7 +41,8 @@ def read_labels(path: Path) -> NDArray[Any]:
         with Image.open(path) as image:
             check_pixels(image.width, image.height)
             fault = "is a JPEG file, which does not keep values" if image.format == "JPEG" else ""
-            pages = count_pages(path, image)
+            extent = image_extent(path, image)
+            pages = extent.frames * extent.channels
             fault = f"has {pages} pages, a label image has one" if pages > 1 else fault
             deep = None if fault else read_deep(path, image)
             values, orientation = deep or (np.asarray(image), orientation_of(image))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +21,14 @@ from meinst.data.images import (
     HEAD,
     ImageError,
     Picture,
-    Pixels,
     check_file,
     file_error,
     header_sizes,
     read_image,
-    turn,
-    values_to_rgb,
     wrong_size,
 )
 from meinst.data.transforms import resample
+from meinst.images.extent import ONE_IMAGE, Extent
 from meinst.images.intensity import (
     MAX_SAMPLES,
     InputOptions,
@@ -40,13 +39,13 @@ from meinst.images.intensity import (
     stretch_of_sample,
 )
 from meinst.images.readers import UnsupportedImageError, is_tiff
-from meinst.images.tiff_regions import (
-    DamagedRegionError,
-    Region,
-    TiffLevel,
-    TiffRegions,
-    tiff_shape,
-)
+from meinst.images.rgb import Pixels, turn, values_to_rgb
+from meinst.images.sources import ImageFile
+from meinst.images.tiff_levels import DamagedRegionError, Level, Region
+from meinst.images.tiff_regions import TiffRegions, tiff_shape
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile
 
 OVERVIEW_SIDE = 4096
 """Longest side of the reduced copy on which large images are drawn, in pixels."""
@@ -63,14 +62,14 @@ class RegionImage(ABC):
         name: how messages name the image.
         size: height and width, upright.
         stretch: how values of more than 8 bits become 0 to 255; None for 8-bit images.
-        pages: number of pages or frames in the file, of which the first is read.
+        extent: frames and channels in the file, of which the first is read.
         pixel_size: side of a pixel in micrometres; None if the file does not state it.
     """
 
     name: str
     size: tuple[int, int]
     stretch: Stretch | None = None
-    pages: int = 1
+    extent: Extent = ONE_IMAGE
     pixel_size: float | None = None
 
     @property
@@ -181,7 +180,7 @@ class ArrayRegions(RegionImage):
         self._pixels = picture.pixels
         self.name = name
         self.size = picture.pixels.shape[:2]
-        self.stretch, self.pages = picture.stretch, picture.pages
+        self.stretch, self.extent = picture.stretch, picture.extent
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
@@ -199,22 +198,31 @@ class TiffImage(RegionImage):
 
     Args:
         path: the file.
-        options: the rule for values of more than 8 bits.
+        options: the rule for values of more than 8 bits, and the channels.
+        frame: number of the frame, if one was chosen.
+        shared: the file, if it is open already; it stays open.
 
     Raises:
         UnsupportedImageError: if regions of such a file cannot be read.
     """
 
-    def __init__(self, path: Path, options: InputOptions | None = None) -> None:
-        self._file = TiffRegions(path)
+    def __init__(
+        self,
+        path: ImageFile,
+        options: InputOptions | None = None,
+        frame: int | None = None,
+        shared: TiffFile | None = None,
+    ) -> None:
+        options = options or InputOptions()
+        self._file = TiffRegions(path, frame, options.channels, shared)
         self.name = str(path)
         stored = self._file.levels[0].size
         self._turned = self._file.orientation >= 5
         self.size = stored[::-1] if self._turned else stored
         self.pixel_size = self._file.pixel_size
-        self.pages = self._file.pages
+        self.extent = self._file.extent
         try:
-            self.stretch, self._opaque = _measure(self._file.levels[0], options or InputOptions())
+            self.stretch, self._opaque = _measure(self._file.levels[0], options)
         except BaseException:
             self.close()
             raise
@@ -253,7 +261,7 @@ def open_picture(
 
     Args:
         path: the file.
-        options: the rule for values of more than 8 bits.
+        options: the rule for values of more than 8 bits, and the channels.
         fits: whether an image of a height and width is read as a whole.
         size: width and height in the annotation file, as in
             :func:`~meinst.data.images.read_image`.
@@ -310,13 +318,18 @@ def _stored_region(region: Region, size: tuple[int, int], orientation: int) -> R
     return (y1, x1, y2, x2) if orientation >= 5 else (x1, y1, x2, y2)
 
 
-def _measure(level: TiffLevel, options: InputOptions) -> tuple[Stretch | None, float]:
+def _measure(level: Level, options: InputOptions) -> tuple[Stretch | None, float]:
     """How values become 0 to 255, and the value of full opacity."""
     first = level.read((0, 0, 1, 1), blank=True)
     if first.dtype in (np.uint8, np.bool_):
         return None, 255.0
     if first.dtype.kind not in "iuf":
         raise UnsupportedImageError(f"contains {first.dtype}, not real numbers; convert it.")
+    if options.channels and first.shape[2] > 1:
+        alone = replace(options, channels=())
+        planes = [_OneChannel(level, n) for n in range(first.shape[2])]
+        stretches = [_measure(plane, alone)[0] for plane in planes]
+        return Stretch.of_channels([each for each in stretches if each is not None]), 255.0
     opacity = first.ndim == 3 and first.shape[2] in (2, 4)
     count = first.shape[2] - opacity if first.ndim == 3 else 1
 
@@ -330,7 +343,18 @@ def _measure(level: TiffLevel, options: InputOptions) -> tuple[Stretch | None, f
     return stretch_of_parts(map(colours, _blocks(level)), options), opaque
 
 
-def _sample(level: TiffLevel, channels: int) -> NDArray[Any]:
+class _OneChannel:
+    """One channel of a resolution."""
+
+    def __init__(self, level: Level, channel: int) -> None:
+        self.size = level.size
+        self._level, self._channel = level, channel
+
+    def read(self, region: Region, *, blank: bool = False) -> NDArray[Any]:
+        return self._level.read(region, blank=blank)[..., self._channel]
+
+
+def _sample(level: Level, channels: int) -> NDArray[Any]:
     """Rows on which percentiles are measured: those of the whole image, if it is not huge.
 
     Otherwise the rows of a lattice of blocks: a row of a huge image crosses all of its tiles.
@@ -351,7 +375,7 @@ def _sample(level: TiffLevel, channels: int) -> NDArray[Any]:
     )
 
 
-def _blocks(level: TiffLevel) -> Iterator[NDArray[Any]]:
+def _blocks(level: Level) -> Iterator[NDArray[Any]]:
     """All values, block by block."""
     height, width = level.size
     for y in range(0, height, _BLOCK):

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from meinst.data.images import Pixels
 from meinst.data.shapes import (
     Bitmap,
     Floats,
@@ -30,6 +29,7 @@ from meinst.data.shapes import (
     shape_bounds,
 )
 from meinst.images.notes import NO_NOTES, ImageNotes
+from meinst.images.rgb import Pixels
 from meinst.options import check_range
 from meinst.types import Target
 

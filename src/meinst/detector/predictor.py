@@ -224,7 +224,7 @@ class Predictor(nn.Module, ABC):
         resized = resize_image(original, self.resize_options)
         shrink = max(original.shape[:2]) / max(resized.shape[:2])
         return ResizedImage(
-            original, resized, ImageNotes(picture.stretch, picture.pages, shrink=shrink)
+            original, resized, ImageNotes(picture.stretch, picture.extent, shrink=shrink)
         )
 
     @overload

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meinst.data.images import ImageError, ImageLike, Picture, Pixels
+from meinst.data.images import ImageError, ImageLike, Picture
 from meinst.data.regions import ArrayRegions, RegionImage, open_picture
 from meinst.data.transforms import ResizedImage, resized_size
 from meinst.detections import Detections
@@ -24,6 +24,7 @@ from meinst.detector.passes import Pass, TileOptions, needs_windows, plan_passes
 from meinst.detector.seams import DetectionArrays
 from meinst.images.notes import ImageNotes
 from meinst.images.read_ahead import read_ahead
+from meinst.images.rgb import Pixels
 from meinst.images.sources import MemoryFile
 from meinst.ops.windows import cut_sides
 
@@ -80,7 +81,7 @@ def prepare(
 def as_regions(resized: ResizedImage, name: str = "the image") -> RegionImage:
     """An image that was resized as a whole, for reading windows."""
     notes = resized.notes
-    return ArrayRegions(Picture(resized.original, notes.stretch, notes.pages), name)
+    return ArrayRegions(Picture(resized.original, notes.stretch, notes.extent), name)
 
 
 def complete(
@@ -215,7 +216,7 @@ def predict_windows(
     if len(lost) == len(passes[0].windows):
         raise ImageError(lost[0])
     counts = {"windows": progress.total, "lost_windows": len(lost)}
-    notes = ImageNotes(image.stretch, image.pages, **counts, damage=lost[0] if lost else "")
+    notes = ImageNotes(image.stretch, image.extent, **counts, damage=lost[0] if lost else "")
     return TiledResult(found.merge(tiles.max_detections), notes)
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from meinst.data.coco import CocoData
-from meinst.data.images import Pixels
 from meinst.data.transforms import resize_image
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import point_scores
+from meinst.images.rgb import Pixels
 from meinst.inference.evaluate import Metrics, evaluate
 from meinst.ops.boxes import distances_to_boxes
 from meinst.types import HeadOutputs

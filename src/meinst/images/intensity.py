@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from meinst.options import check_number
 
 PERCENTILES = (0.1, 99.9)
 """Percentiles of the values that `percentile` maps to 0 and 255."""
@@ -25,6 +27,9 @@ _MIN_COUNTS = 32.0  # smallest range of whole numbers
 MAX_SAMPLES = 4_000_000
 """Values from which percentiles are measured."""
 
+MAX_CHANNEL = 65535
+"""Greatest number of a channel."""
+
 _MAX_CONVERTED = 1_000_000  # values that are held in float64 at once
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
@@ -37,23 +42,40 @@ class InputOptions:
         intensity: for images of more than 8 bits, the values that become 0 and 255. percentile:
             percentiles 0.1 and 99.9 of the image, over all channels; full: its smallest and
             greatest value; LOW:HIGH, for example 0:4095: these values. 8-bit images never change.
+        channels: numbers, from 0, of the channels that become red, green and blue, or of the one
+            that becomes grey; each is scaled by itself. By default, images are used as they are.
         pixel_size: side of a pixel of the network's input in micrometres, if all training images
             had the same; slides whose files state a pixel size are resized to it. None if they
             differed or it is not known.
     """
 
     intensity: str = "percentile"
+    channels: tuple[int, ...] = ()
     pixel_size: float | None = None
 
     def __post_init__(self) -> None:
         """Reject other rules."""
         self.limits()
+        object.__setattr__(self, "channels", tuple(self.channels))
+        if len(self.channels) not in (0, 1, 3):
+            raise ValueError(
+                "channels must be one number (grey) or three (red, green, blue), got "
+                f"{','.join(map(str, self.channels))}."
+            )
+        for channel in self.channels:
+            check_number("channels", channel, 0, MAX_CHANNEL, whole=True)
         if self.pixel_size is not None and not 0 < self.pixel_size < math.inf:
             raise ValueError(f"pixel_size must be above 0, got {self.pixel_size}.")
 
-    def override(self, intensity: str | None = None) -> InputOptions:
-        """A copy with the given rule; None keeps the current one."""
-        return self if intensity is None else replace(self, intensity=intensity)
+    def override(
+        self, intensity: str | None = None, channels: tuple[int, ...] | None = None
+    ) -> InputOptions:
+        """A copy with the given rule and channels; None keeps the current ones."""
+        return replace(
+            self,
+            intensity=self.intensity if intensity is None else intensity,
+            channels=self.channels if channels is None else channels,
+        )
 
     def limits(self) -> tuple[float, float] | None:
         """The given low and high value; None if they are taken from each image.
@@ -73,6 +95,20 @@ class InputOptions:
         return limits
 
 
+def parse_channels(text: str) -> tuple[int, ...]:
+    """The channels of a text such as ``2,0,0``.
+
+    Raises:
+        ValueError: if it is none, with the rule.
+    """
+    if not re.fullmatch(r"\d+(,\d+){0,2}", text):
+        raise ValueError(
+            "channels must be one number (grey) or three (red, green, blue), from 0 and separated "
+            f"by commas, got {text!r}."
+        )
+    return tuple(map(int, text.split(",")))
+
+
 @dataclass(frozen=True)
 class Stretch:
     """How the values of one image became 0 to 255.
@@ -82,12 +118,15 @@ class Stretch:
         high: the value that became 255, as all above.
         rule: the ``intensity`` of :class:`InputOptions`.
         dtype: type of the values, such as uint16.
+        channels: the same of each chosen channel; ``low`` and ``high`` are then the smallest and
+            the greatest of them. Empty if all channels were scaled together.
     """
 
     low: float
     high: float
     rule: str
     dtype: str
+    channels: tuple[Stretch, ...] = ()
 
     @property
     def description(self) -> str:
@@ -102,7 +141,18 @@ class Stretch:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
-        return {"low": self.low, "high": self.high, "rule": self.rule, "dtype": self.dtype}
+        plain = {"low": self.low, "high": self.high, "rule": self.rule, "dtype": self.dtype}
+        if self.channels:
+            plain["channels"] = [{"low": each.low, "high": each.high} for each in self.channels]
+        return plain
+
+    @classmethod
+    def of_channels(cls, channels: Sequence[Stretch]) -> Stretch:
+        """That of several channels, each scaled by itself; of one channel, its own."""
+        if len(channels) == 1:
+            return channels[0]
+        low, high = min(each.low for each in channels), max(each.high for each in channels)
+        return cls(low, high, channels[0].rule, channels[0].dtype, tuple(channels))
 
 
 def to_eight_bits(
@@ -142,6 +192,11 @@ def find_stretch(values: NDArray[Any], options: InputOptions) -> Stretch | None:
         return None
     if values.dtype.kind not in "iuf":
         raise ValueError(f"An image array must contain numbers, got {values.dtype}.")
+    if options.channels and values.ndim == 3:
+        alone = replace(options, channels=())
+        planes = (values[..., n] for n in range(values.shape[2]))
+        found = [find_stretch(plane, alone) for plane in planes]
+        return Stretch.of_channels([each for each in found if each is not None])
     if options.intensity == "percentile":
         return stretch_of_sample(values[:: sample_step(values.size)])
     return stretch_of_parts(_row_groups(values), options)
@@ -223,11 +278,15 @@ def apply_stretch(values: NDArray[Any], stretch: Stretch | None) -> NDArray[np.u
     """Map the range of a stretch to 0 to 255, rounded.
 
     Args:
-        values: of any shape and the type that the stretch was measured on.
+        values: of any shape and the type that the stretch was measured on; ``(..., C)`` for that
+            of ``C`` channels.
         stretch: the range; None for uint8, which is returned itself, and bool.
     """
     if stretch is None:
         return values if values.dtype == np.uint8 else values.astype(np.uint8) * np.uint8(255)
+    if stretch.channels:
+        planes = [apply_stretch(values[..., n], each) for n, each in enumerate(stretch.channels)]
+        return np.stack(planes, axis=-1)
     low, high = stretch.low, stretch.high
 
     def scale(numbers: NDArray[Any]) -> NDArray[np.uint8]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from meinst.images.extent import ONE_IMAGE, Extent
+from meinst.images.frames import PictureSource
 from meinst.images.intensity import Stretch
-from meinst.images.sources import ImageSource
 
 # When objects are missed because an image was shrunk, in pixels of the network's input and factors
 # by which sides are divided; measured in docs/explanation/images.md.
@@ -22,7 +23,7 @@ class ImageNotes:
 
     Attributes:
         stretch: how values of more than 8 bits became 0 to 255; None for 8-bit images.
-        pages: number of pages or frames in the file, of which the first was used.
+        extent: frames and channels in the file, of which the first was used.
         shrink: factor by which the sides were divided for the network.
         object_side: median side of the objects found, in pixels of the network's input (the square
             root of the box's area); None if there are none.
@@ -32,7 +33,7 @@ class ImageNotes:
     """
 
     stretch: Stretch | None = None
-    pages: int = 1
+    extent: Extent = ONE_IMAGE
     shrink: float = 1.0
     object_side: float | None = None
     windows: int = 1
@@ -60,8 +61,10 @@ class ImageNotes:
     def warnings(self) -> list[str]:
         """What may be missing in the result, without the name of the image."""
         found = []
-        if self.pages > 1:
-            found.append(f"only the first of {self.pages} pages or frames is used.")
+        if self.extent.frames > 1:
+            found.append(f"only the first of {self.extent.frames} pages or frames is used.")
+        if self.extent.channels > 1:
+            found.append(f"only the first of {self.extent.channels} channels is used.")
         if self.shrunk_too_much:
             found.append(
                 f"the image is shrunk {self.shrink:.1f} times for the network, so many objects "
@@ -101,7 +104,7 @@ class NoteSummary:
 
     def __init__(self) -> None:
         self._stretched: dict[tuple[str, str], _Group] = {}
-        self._paged = _Group()
+        self._frames, self._channels = _Group(), _Group()
         self._shrunk = _Group()
         self._tiled = _Group()
         self._damaged = _Group()
@@ -116,14 +119,17 @@ class NoteSummary:
         """Number of images that were predicted in windows."""
         return self._tiled.count
 
-    def add(self, path: ImageSource, notes: ImageNotes) -> None:
+    def add(self, path: PictureSource, notes: ImageNotes) -> None:
         """Add the notes of one image."""
         stretch = notes.stretch
         if stretch is not None:
             group = self._stretched.setdefault((stretch.dtype, stretch.description), _Group())
             group.add(f"{path}, {stretch.low:g} to {stretch.high:g}")
-        if notes.pages > 1:
-            self._paged.add(f"{path}, {notes.pages} pages", notes.pages - 1)
+        frames, channels = notes.extent.frames, notes.extent.channels
+        if frames > 1:
+            self._frames.add(f"{path}, {frames} pages", frames - 1)
+        if channels > 1:
+            self._channels.add(f"{path}, {channels} channels")
         if notes.shrunk_too_much:
             self._shrunk.add(
                 f"{path}, {notes.shrink:.1f} times: objects smaller than about "
@@ -142,11 +148,16 @@ class NoteSummary:
                 f"note: {group} of type {dtype}: {limits} scaled to 0 to 255 (for example "
                 f"{group.first}); the option intensity changes this"
             )
-        if self._paged.count:
+        if self._frames.count:
             found.append(
-                f"warning: {self._paged} with several pages or frames; only the first of each was "
-                f"used and {self._paged.total:g} were left out (for example {self._paged.first}); "
-                "save them as separate images"
+                f"warning: {self._frames} with several pages or frames; only the first of each was "
+                f"used and {self._frames.total:g} were left out (for example "
+                f"{self._frames.first}); `meinst predict --frames all` uses them all"
+            )
+        if self._channels.count:
+            found.append(
+                f"warning: {self._channels} with several channels; only the first of each was used "
+                f"(for example {self._channels.first}); choose one or three with --channels"
             )
         if self._shrunk.count:
             found.append(

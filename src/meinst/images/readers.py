@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,13 +20,13 @@ from PIL import Image
 from meinst.images.sources import ImageFile, opened
 
 if TYPE_CHECKING:
-    from tifffile import TiffPage
+    from tifffile import TiffFile, TiffPage
 
 Values: TypeAlias = NDArray[Any]
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_IMAGE_DESCRIPTION, _BITS, _SAMPLE_FORMAT, _ORIENTATION = 270, 258, 339, 274
+_BITS, _SAMPLE_FORMAT, _ORIENTATION = 258, 339, 274
 _UNSIGNED = 1
 _ALPHA = (1, 2)  # extra samples: premultiplied and separate opacity
 # Compressions of plain bytes, whose results tifffile limits to the declared size: none, LZW,
@@ -34,10 +34,7 @@ _ALPHA = (1, 2)  # extra samples: premultiplied and separate opacity
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
 # Channels by photometric interpretation, where segments are pictures: their decoders return RGB.
 _IN_PICTURES = {1: 1, 2: 3, 6: 3}
-_MAX_PAGES_LOOKED_AT = 20  # for reduced copies of the first page
 _JPEG2000_HEAD = 65536  # bytes in which the codestream of a JPEG 2000 file begins
-# Formats whose further frames are previews, layers or sizes of the same image.
-_SINGLE_FORMATS = ("MPO", "PSD", "ICO", "ICNS")
 
 
 class UnsupportedImageError(ValueError):
@@ -137,47 +134,17 @@ def orientation_of(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def count_pages(path: ImageFile, image: Image.Image) -> int:
-    """Number of pages or frames in a file that Pillow has opened; reduced copies do not count."""
-    if image.format in _SINGLE_FORMATS:
-        return 1
-    try:
-        if image.format == "TIFF":
-            description = str(image.tag_v2.get(_IMAGE_DESCRIPTION, ""))  # type: ignore[attr-defined]
-            pages = int(getattr(image, "n_frames", 1))
-            return count_tiff_pages(path) if pages > 1 else _imagej_images(description)
-        return int(getattr(image, "n_frames", 1))
-    except Exception:  # the first one was readable
-        return 1
+def open_tiff(path: ImageFile) -> TiffFile:
+    """Open a TIFF file alone, also if its metadata name others that belong to it."""
+    from tifffile import TiffFile
 
-
-def count_tiff_pages(path: ImageFile) -> int:
-    """Number of pages in a TIFF file; reduced copies do not count."""
-    with _first_page(path) as (page, pages):
-        return pages_of_tiff(page, pages)
-
-
-def pages_of_tiff(page: TiffPage, pages: Any) -> int:
-    """Pages of a TIFF file without reduced copies, or the images of ImageJ's single page."""
-    total = len(pages)
-    if total == 1:
-        return _imagej_images(page.description)
-    first = (pages[i] for i in range(min(total, _MAX_PAGES_LOOKED_AT)))
-    return total - sum(bool(getattr(each, "is_reduced", False)) for each in first)
-
-
-def _imagej_images(description: str) -> int:
-    """Number of images that ImageJ stored behind a file's only page."""
-    images = re.search(r"^images=(\d+)", description, re.MULTILINE)
-    return int(images[1]) if images and description.startswith("ImageJ=") else 1
+    return TiffFile(opened(path), _multifile=False)
 
 
 @contextmanager
-def _first_page(path: ImageFile) -> Iterator[tuple[TiffPage, Any]]:
-    from tifffile import TiffFile
-
-    with TiffFile(opened(path)) as file:
-        yield file.pages.first, file.pages
+def _first_page(path: ImageFile) -> Iterator[TiffPage]:
+    with open_tiff(path) as file:
+        yield file.pages.first
 
 
 def read_tiff(path: ImageFile) -> tuple[Values, int]:
@@ -190,7 +157,7 @@ def read_tiff(path: ImageFile) -> tuple[Values, int]:
         UnsupportedImageError: if its compression or kind of colours is not supported.
         PIL.Image.DecompressionBombError: if it is too large.
     """
-    with _first_page(path) as (page, _):
+    with _first_page(path) as page:
         check_pixels(page.imagewidth, page.imagelength)
         check_tiff(page)
         values: Values = page.asarray(maxworkers=1)
@@ -203,19 +170,38 @@ def read_tiff(path: ImageFile) -> tuple[Values, int]:
 
 def tiff_sizes(path: Path) -> list[tuple[int, int]]:
     """Width and height of a TIFF file's first page as stored, and as turned upright."""
-    with _first_page(path) as (page, _):
+    with _first_page(path) as page:
         check_pixels(page.imagewidth, page.imagelength)
         size = page.imagewidth, page.imagelength
         turned = int(page.tags.valueof(_ORIENTATION, 1)) >= 5
     return [size, size[::-1]] if turned else [size]
 
 
-def check_tiff(page: TiffPage, pictures: Collection[int] = ()) -> None:
+def check_channels(channels: Sequence[int], count: int) -> None:
+    """Reject channels that an image does not have.
+
+    Raises:
+        UnsupportedImageError: naming the first of them.
+    """
+    for channel in channels:
+        if channel >= count:
+            there = (
+                f"{count} channels, numbered 0 to {count - 1}" if count > 1 else "only channel 0"
+            )
+            raise UnsupportedImageError(
+                f"has {there}, but channel {channel} is asked for; choose others with channels."
+            )
+
+
+def check_tiff(
+    page: TiffPage, pictures: Collection[int] = (), *, any_channels: bool = False
+) -> None:
     """Reject what cannot be read, before memory is allocated for it.
 
     Args:
         page: the page.
         pictures: compressions of pictures that are allowed besides those of plain bytes.
+        any_channels: accept any number of channels.
 
     Raises:
         UnsupportedImageError: naming the rule and the remedy.
@@ -234,13 +220,15 @@ def check_tiff(page: TiffPage, pictures: Collection[int] = ()) -> None:
             f"is a TIFF file of {page.bitspersample} bits per value with the photometric "
             f"interpretation {kind}, which cannot be read; convert it to RGB or grey."
         )
+    if any_channels:
+        return
     extra = tuple(page.extrasamples)
     # RGB may have one more channel without a meaning; a further grey channel means something.
     allowed = extra == () or (len(extra) == 1 and (extra[0] in _ALPHA or colours > 1))
     if page.samplesperpixel != colours + len(extra) or not allowed:
         raise UnsupportedImageError(
-            f"has {page.samplesperpixel} channels ({kind}); save those to be segmented as an RGB "
-            "or grey image."
+            f"has {page.samplesperpixel} channels ({kind}); choose one or three of them with "
+            "channels, such as 2,0,0."
         )
 
 

@@ -1,317 +1,130 @@
-"""Read regions of TIFF files, BigTIFF, OME-TIFF and pyramids included, without the whole image.
-
-Only the tiles or strips that a region needs are read and decoded, with tifffile. The last ones are
-kept, because the next region often needs them again. tifffile's zarr store would do the same, but
-decodes whole strips again for each region, and needs Python 3.11.
-"""
+"""Open TIFF files, BigTIFF, OME-TIFF and pyramids included, for reading regions."""
 
 from __future__ import annotations
 
-import io
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
+from meinst.images.extent import Extent, extent_of
 from meinst.images.pixel_size import tiff_pixel_size
-from meinst.images.readers import (
-    UnsupportedImageError,
-    Values,
-    check_tiff,
-    pages_of_tiff,
-    to_grey_or_rgb,
-)
+from meinst.images.readers import UnsupportedImageError, open_tiff
+from meinst.images.sources import ImageFile
+from meinst.images.tiff_frames import Plane, TiffFrames
+from meinst.images.tiff_levels import ChannelLevel, Level, SegmentCache, TiffLevel
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
-Region = tuple[int, int, int, int]
-"""``x1 y1 x2 y2`` in pixels."""
-
-MAX_SEGMENT = 1 << 29
-"""Largest decoded tile or strip that is read, in bytes."""
-
-_CACHE = 1 << 29  # decoded bytes that are kept; a row of windows across 100,000 pixels takes less
-_JPEG = (6, 7)
-# Compressions of pictures: JPEG (old and new), JPEG 2000 (Aperio's for RGB, and Leica's) and WebP.
-_PICTURES = (*_JPEG, 33005, 34712, 50001)
 _ORIENTATION = 274
 
 
-class DamagedRegionError(ValueError):
-    """A tile or strip of a file that cannot be decoded; the message says where it is."""
-
-
-class TiffLevel:
-    """One resolution of a TIFF file.
-
-    Args:
-        page: the page.
-        cache: decoded segments, shared by all levels.
-
-    Attributes:
-        size: height and width as stored.
-        page: the page.
-
-    Raises:
-        UnsupportedImageError: if regions of such a page cannot be read.
-    """
-
-    def __init__(self, page: TiffPage, cache: SegmentCache) -> None:
-        check_tiff(page, _PICTURES)
-        if page.tiledepth > 1:
-            raise UnsupportedImageError("has tiles of several planes; save it as one plane.")
-        self.page = page
-        self.size = (page.imagelength, page.imagewidth)
-        self._cache = cache
-        rows, columns = page.chunks[:2]
-        if not page.is_tiled:
-            rows = min(rows, page.imagelength)
-        self._side = (rows, columns)  # of a segment
-        self._planes = page.samplesperpixel if page.planarconfig == 2 else 1
-        assert page.dtype is not None
-        samples = page.samplesperpixel // self._planes
-        segment = rows * columns * samples * page.dtype.itemsize
-        if segment > MAX_SEGMENT and not page.is_memmappable:
-            raise UnsupportedImageError(
-                f"is stored in compressed pieces of {segment >> 20} MB, so no part of it can be "
-                "read alone; save it as a tiled TIFF file, for example with `vips tiffsave --tile`."
-            )
-
-    def read(self, region: Region, *, blank: bool = False) -> Values:
-        """The values of a region as stored.
-
-        Args:
-            region: within the image.
-            blank: fill what cannot be decoded with zeros.
-
-        Returns:
-            ``(H, W)`` or ``(H, W, C)``, grey or RGB, perhaps with opacity.
-
-        Raises:
-            DamagedRegionError: if a segment cannot be decoded, unless ``blank``.
-        """
-        read = self._mapped if self.page.is_memmappable else self._decoded
-        values = read(region, blank)
-        return to_grey_or_rgb(values[..., 0] if values.shape[-1] == 1 else values, self.page)
-
-    def _mapped(self, region: Region, blank: bool) -> Values:
-        """Copy a region of a file that is stored as it is."""
-        page, (x1, y1, x2, y2) = self.page, region
-        assert page._dtype is not None
-        planes, _, rows, columns, samples = page.shaped
-        file = page.parent.filehandle
-        kind = page.parent.byteorder + page._dtype.char
-        shape = (planes, y2 if planes == 1 else rows, columns, samples)
-        try:  # mapped for one region, so that memory does not seem to grow with the file
-            mapped = file.memmap_array(kind, shape, offset=page.dataoffsets[0])
-        except ValueError as error:
-            if blank:
-                return np.zeros((y2 - y1, x2 - x1, page.samplesperpixel), dtype=page.dtype)
-            raise DamagedRegionError(f"the file ends before row {y2}") from error
-        part = np.asarray(mapped)[:, y1:y2, x1:x2]  # (planes, h, w, samples)
-        part = part[0] if planes == 1 else np.moveaxis(part[..., 0], 0, -1)
-        return np.array(part, dtype=page.dtype)
-
-    def _decoded(self, region: Region, blank: bool) -> Values:
-        """Put a region together from decoded segments."""
-        x1, y1, x2, y2 = region
-        samples = self.page.samplesperpixel
-        values = np.zeros((y2 - y1, x2 - x1, samples), dtype=self.page.dtype)
-        for (plane, top, left), segment in self._segments(region, blank):
-            if segment is None:  # not stored: empty
-                continue
-            bottom, right = top + segment.shape[0], left + segment.shape[1]
-            rows, columns = (
-                slice(max(top, y1), min(bottom, y2)),
-                slice(max(left, x1), min(right, x2)),
-            )
-            part = segment[
-                rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-            ]
-            place = (
-                slice(rows.start - y1, rows.stop - y1),
-                slice(columns.start - x1, columns.stop - x1),
-            )
-            if self._planes == 1:
-                values[place] = part
-            else:
-                values[(*place, plane)] = part[..., 0]
-        return values
-
-    def _segments(
-        self, region: Region, blank: bool
-    ) -> Iterator[tuple[tuple[int, int, int], Values | None]]:
-        """Plane, first row and column, and values ``(h, w, samples)`` of a region's segments."""
-        x1, y1, x2, y2 = region
-        height, width = self._side
-        across, down = -(-self.size[1] // width), -(-self.size[0] // height)
-        for plane in range(self._planes):
-            for row in range(y1 // height, -(-y2 // height)):
-                for column in range(x1 // width, -(-x2 // width)):
-                    index = (plane * down + row) * across + column
-                    place = row * height, column * width
-                    try:
-                        yield (plane, *place), self._segment(index)
-                    except DamagedRegionError as error:
-                        if not blank:
-                            x, y = place[1], place[0]
-                            raise DamagedRegionError(
-                                f"the {'tile' if self.page.is_tiled else 'strip'} at x = {x}, "
-                                f"y = {y} is damaged ({error})"
-                            ) from error
-
-    def _segment(self, index: int) -> Values | None:
-        key = (self.page.offset, index)
-        if key in self._cache:
-            return self._cache.get(key)
-        segment = self._decode(index)
-        self._cache.put(key, segment)
-        return segment
-
-    def _decode(self, index: int) -> Values | None:
-        """Read and decode one segment."""
-        page = self.page
-        if index >= min(len(page.dataoffsets), len(page.databytecounts)):
-            raise DamagedRegionError("it is missing")
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
-        if not count:
-            return None
-        file = page.parent.filehandle
-        file.seek(offset)
-        data = file.read(count)
-        if len(data) < count:
-            raise DamagedRegionError("the file ends before it")
-        tables: dict[str, Any] = {}
-        if page.compression in _JPEG:
-            tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-        try:
-            if page.compression in _PICTURES:
-                _check_picture(data, self._side)
-            segment, _, _ = page.decode(data, index, **tables)
-        except Exception as error:  # decoders raise almost anything
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise DamagedRegionError(reason) from error
-        # One plane in depth.
-        return None if segment is None else segment[0]
-
-
-class SegmentCache:
-    """Keeps the decoded segments that were used last, up to a number of bytes."""
-
-    def __init__(self, limit: int = _CACHE) -> None:
-        self._limit, self._bytes = limit, 0
-        self._items: OrderedDict[tuple[int, int], Values | None] = OrderedDict()
-
-    def __contains__(self, key: tuple[int, int]) -> bool:
-        return key in self._items
-
-    def get(self, key: tuple[int, int]) -> Values | None:
-        """A segment that is kept."""
-        self._items.move_to_end(key)
-        return self._items[key]
-
-    def put(self, key: tuple[int, int], segment: Values | None) -> None:
-        """Keep a segment; drops those that were not used for longest."""
-        self._items[key] = segment
-        self._bytes += 0 if segment is None else segment.nbytes
-        while self._bytes > self._limit and len(self._items) > 1:
-            _, dropped = self._items.popitem(last=False)
-            self._bytes -= 0 if dropped is None else dropped.nbytes
-
-    def clear(self) -> None:
-        """Drop all segments."""
-        self._items.clear()
-        self._bytes = 0
-
-
 class TiffRegions:
-    """A TIFF file that is open for reading regions of its first image.
+    """A TIFF file that is open for reading regions of one of its frames.
 
     Args:
         path: the file.
+        frame: number of the frame.
+        channels: the channels to read; by default the samples of the first plane.
+        shared: the file, if it is open already; it stays open.
 
     Attributes:
         levels: the image and its smaller copies, largest first.
         cache: decoded tiles and strips of all levels.
         orientation: EXIF orientation, 1 to 8.
         pixel_size: side of a pixel in micrometres; None if the file does not state it.
-        pages: number of pages; reduced copies do not count.
+        extent: frames and channels of which the first is read, if none was chosen.
 
     Raises:
         UnsupportedImageError: if regions of such a file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        from tifffile import TiffFile
-
-        self._file = TiffFile(path)
+    def __init__(
+        self,
+        path: ImageFile,
+        frame: int | None = None,
+        channels: Sequence[int] = (),
+        shared: TiffFile | None = None,
+    ) -> None:
+        self._file = shared or open_tiff(path)
+        self._shared = shared is not None
         try:
-            page = self._file.pages.first
             self.cache = SegmentCache()
-            self.levels = [TiffLevel(page, self.cache)]
-            for smaller in _smaller_copies(self._file, page):
-                with suppress(UnsupportedImageError):
-                    self.levels.append(TiffLevel(smaller, self.cache))
+            first = self._file.pages.first
+            extent = extent_of(self._file)
+            self.extent = Extent(
+                extent.frames if frame is None else 1, 1 if channels else extent.channels
+            )
+            # The first page needs no metadata about frames, which damaged files may not have.
+            first_only = frame is None and not channels
+            found = [[Plane(first)]] if first_only else _planes(self._file, frame or 0)
+            page = found[0][0].page
+            copies = _smaller_pages(self._file) if first_only else found[1:]
+            self.levels: list[Level] = [self._level(found[0], channels)]
+            for planes in copies:
+                if _is_copy(planes[0].page, page):
+                    with suppress(UnsupportedImageError):
+                        self.levels.append(self._level(planes, channels))
             orientation = int(page.tags.valueof(_ORIENTATION, 1))
             self.orientation = orientation if orientation in range(1, 9) else 1
-            self.pixel_size = tiff_pixel_size(self._file, page)
-            self.pages = pages_of_tiff(page, self._file.pages)
+            self.pixel_size = tiff_pixel_size(self._file, first)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
-    def close(self) -> None:
-        """Close the file; it is closed with the last reference otherwise."""
-        self._file.close()
-
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
+        if hasattr(self, "_shared"):
+            self.close()
+
+    def close(self) -> None:
+        """Close the file, unless it is shared."""
+        if not self._shared:
             self._file.close()
+
+    def _level(self, planes: Sequence[Plane], channels: Sequence[int]) -> Level:
+        """A resolution with the chosen channels."""
+        if not channels:
+            return TiffLevel(planes[0], self.cache)
+        levels = [TiffLevel(plane, self.cache, any_channels=True) for plane in planes]
+        return ChannelLevel(levels, channels)
 
 
 def tiff_shape(path: Path) -> tuple[int, int] | None:
     """Height and width of a TIFF file's first page as stored; None if tifffile cannot open it."""
-    from tifffile import TiffFile
-
     try:
-        with TiffFile(path) as file:
+        with open_tiff(path) as file:
             return file.pages.first.imagelength, file.pages.first.imagewidth
     except Exception:  # tifffile raises almost anything for damaged files
         return None
 
 
-def _smaller_copies(file: TiffFile, page: TiffPage) -> list[TiffPage]:
+def _planes(file: TiffFile, frame: int) -> list[list[Plane]]:
+    """The planes of a frame, one for each channel, and those of its smaller copies."""
+    frames = TiffFrames(file)
+    planes = frames.planes(frame)
+    copies = [frames.smaller_planes(frame, channel) for channel in range(len(planes))]
+    return [planes, *map(list, zip(*copies, strict=True))]
+
+
+def _smaller_pages(file: TiffFile) -> list[list[Plane]]:
     """The smaller copies of the first page in its pyramid, largest first."""
     try:
-        levels: list[TiffPage] = [level.keyframe for level in file.series[0].levels]
+        levels = [level.keyframe for level in file.series[0].levels]
     except Exception:  # metadata that contradict the pages
         return []
-    found: list[TiffPage] = []
-    if levels[0].offset != page.offset:
-        return found
-    for level in levels[1:]:
-        ratios = page.imagewidth / level.imagewidth, page.imagelength / level.imagelength
-        same = (level.dtype, level.photometric, level.samplesperpixel) == (
-            page.dtype,
-            page.photometric,
-            page.samplesperpixel,
-        )
-        # Sides of smaller copies are rounded.
-        tolerance = 2 * max(ratios) / min(level.imagewidth, level.imagelength)
-        if same and min(ratios) > 1 and abs(ratios[0] - ratios[1]) <= tolerance:
-            found.append(level)
-    return found
+    same = levels[0].offset == file.pages.first.offset
+    return [[Plane(level)] for level in levels[1:]] if same else []
 
 
-def _check_picture(data: bytes, side: tuple[int, int]) -> None:
-    """Reject a compressed picture that is larger than its segment, before it is decoded."""
-    with Image.open(io.BytesIO(data)) as picture:
-        if picture.height > side[0] or picture.width > side[1]:
-            raise ValueError(
-                f"it holds {picture.width} x {picture.height} pixels, not {side[1]} x {side[0]}"
-            )
+def _is_copy(level: TiffPage, page: TiffPage) -> bool:
+    """Whether a page has the shape and type of a smaller copy of another one."""
+    ratios = page.imagewidth / level.imagewidth, page.imagelength / level.imagelength
+    same = (level.dtype, level.photometric, level.samplesperpixel) == (
+        page.dtype,
+        page.photometric,
+        page.samplesperpixel,
+    )
+    # Sides of smaller copies are rounded.
+    tolerance = 2 * max(ratios) / min(level.imagewidth, level.imagelength)
+    return same and min(ratios) > 1 and abs(ratios[0] - ratios[1]) <= tolerance

@@ -19,7 +19,7 @@ from meinst.detector.passes import NO_TILES, TileOptions
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
 from meinst.files import write_atomically
-from meinst.images.sources import ImageSource
+from meinst.images.frames import PictureSource
 from meinst.options import options_to_dict
 from meinst.version import __version__
 
@@ -143,7 +143,7 @@ class Journal:
 def describe_run(
     model: Predictor,
     selection: SelectOptions,
-    sources: Sequence[ImageSource],
+    sources: Sequence[PictureSource],
     overlays: Sequence[str],
     tiles: TileOptions = NO_TILES,
 ) -> dict[str, Any]:
@@ -163,6 +163,7 @@ def describe_run(
         "class_names": list(model.class_names),
         **options_to_dict(selection),
         "intensity": model.input_options.intensity,
+        "channels": list(model.input_options.channels),
         "tile": tiles.tile,
         "pixel_size": tiles.pixel_size or model.input_options.pixel_size,
         "max_detections_in_windows": tiles.max_detections,

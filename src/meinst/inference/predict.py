@@ -9,20 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meinst.data.images import Picture, read_image
-from meinst.data.regions import RegionImage, open_picture
+from meinst.data.frames import PictureReader
 from meinst.detector.passes import TileOptions
 from meinst.detector.predictor import Predictor
 from meinst.detector.select import SelectOptions
 from meinst.detector.tiled import OnWindow
 from meinst.files import check_folder
-from meinst.images.intensity import InputOptions
+from meinst.images.frames import Frame, FrameChoice, PictureSource, expand_frames, file_of
 from meinst.images.notes import NO_NOTES, ImageNotes
-from meinst.images.sources import ImageSource, to_file, to_source
+from meinst.images.sources import ImageSource, to_source
 from meinst.inference.journal import JOURNAL, Journal, Row, describe_run
 from meinst.inference.prefetch import IMAGE_ERRORS, PredictionResult, predict_iter
 from meinst.inference.results import overlay_names
@@ -48,7 +46,7 @@ class ImageResult:
     """Outcome of one image.
 
     Attributes:
-        source: the image file.
+        source: the image file, or its frame.
         overlay: the overlay that was written; None if the image failed, or overlays are not saved.
         counts: number of detections of each class found, most frequent first.
         milliseconds: time since the previous image was done, including writing its overlay.
@@ -56,7 +54,7 @@ class ImageResult:
         notes: how the image was read and resized.
     """
 
-    source: ImageSource
+    source: PictureSource
     overlay: Path | None
     counts: dict[str, int]
     milliseconds: float
@@ -89,6 +87,7 @@ def predict_files(
     batch_size: int = 1,
     resume: bool = False,
     tiles: TileOptions | None = None,
+    frames: str | None = None,
     on_image: Callable[[ImageResult], None] | None = None,
     on_window: OnWindow | None = None,
 ) -> PredictionSummary:
@@ -103,16 +102,18 @@ def predict_files(
         batch_size: images per forward pass, where they have the same size.
         resume: continue the unfinished run in ``output``.
         tiles: which images are predicted in windows.
+        frames: which frames of stacks, time series and animations become images of their own:
+            ``all``, a number from 0, or ``A:B``; by default only the first is used.
         on_image: called after each image; in a resumed run also for each that failed before.
         on_window: called after each window with the number of windows done and in all.
 
     Raises:
         OSError: if the output cannot be written, is in use or holds the results of something else.
-        ValueError: if a format is unknown, or the run to resume had other arguments.
+        ValueError: if a format or ``frames`` is unknown, or the run to resume had other arguments.
     """
     formats = parse_formats(formats)
     selection, tiles = selection or model.selection, tiles or TileOptions()
-    files = [to_source(source) for source in sources]
+    files = _pictures(sources, frames)
     check_folder(output)
     with lock_folder(output):
         names = overlay_names(files, output)
@@ -126,22 +127,18 @@ def predict_files(
     return PredictionSummary(journal.done, journal.failed, journal.detections)
 
 
+def _pictures(sources: Sequence[str | ImageSource], frames: str | None) -> list[PictureSource]:
+    """The files, or their frames."""
+    files = map(to_source, sources)
+    return list(files if frames is None else expand_frames(files, FrameChoice.from_text(frames)))
+
+
 def _predict(
-    model: Predictor, files: Sequence[ImageSource], tiles: TileOptions, settings: dict[str, Any]
-) -> Iterator[PredictionResult[ImageSource]]:
+    model: Predictor, files: Sequence[PictureSource], tiles: TileOptions, settings: dict[str, Any]
+) -> Iterator[PredictionResult[PictureSource]]:
     """Predict in order; the next images are read meanwhile."""
-    read = partial(_read, options=model.input_options, fits=tiles.fits)
-    return predict_iter(model, files, read, tiles=tiles, **settings)
-
-
-def _read(
-    source: ImageSource, options: InputOptions, fits: Callable[[int, int], bool]
-) -> Picture | RegionImage:
-    """Read the image of a source, or open it for reading in regions if it does not fit."""
-    file = to_file(source)
-    if isinstance(file, Path):
-        return open_picture(file, options, fits=fits)
-    return read_image(file, options)
+    with closing(PictureReader(model.input_options, tiles.fits)) as reader:
+        yield from predict_iter(model, files, reader.read, tiles=tiles, **settings)
 
 
 @contextmanager
@@ -177,7 +174,7 @@ def _open(
 
 
 def _report_failures(
-    sources: Sequence[ImageSource], journal: Journal, report: Callable[[ImageResult], None]
+    sources: Sequence[PictureSource], journal: Journal, report: Callable[[ImageResult], None]
 ) -> None:
     """Report the images that failed before the run was resumed."""
     for source, row in zip(sources, journal.rows(), strict=False):
@@ -187,7 +184,7 @@ def _report_failures(
 
 def _write_all(
     writers: Writers,
-    predictions: Iterator[PredictionResult[ImageSource]],
+    predictions: Iterator[PredictionResult[PictureSource]],
     names: Sequence[str],
     journal: Journal,
     report: Callable[[ImageResult], None],
@@ -215,7 +212,7 @@ def _write_all(
 
 
 def _write(
-    writers: Writers, prediction: PredictionResult[ImageSource], journal: Journal, overlay: str
+    writers: Writers, prediction: PredictionResult[PictureSource], journal: Journal, overlay: str
 ) -> tuple[ImageResult, Row]:
     """Write the files of one image; an error is part of the outcome.
 
@@ -244,12 +241,15 @@ def _write(
     return ImageResult(source, path, counts, 0.0, notes=prediction.notes), row
 
 
-def _entry(image_id: int, prediction: PredictionResult[ImageSource]) -> dict[str, Any]:
+def _entry(image_id: int, prediction: PredictionResult[PictureSource]) -> dict[str, Any]:
     """The entry of an image in ``images.json``; the writer of overlays adds its own."""
     assert prediction.detections is not None
     height, width = prediction.detections.image_size
-    entry = {"id": image_id, "file_name": str(prediction.source), "width": width, "height": height}
+    source = prediction.source
+    entry = {"id": image_id, "file_name": str(file_of(source)), "width": width, "height": height}
     entry["overlay"] = None
+    if isinstance(source, Frame):
+        entry |= {"frame": source.index, **dict(source.position)}
     if prediction.notes.stretch is not None:
         entry["intensity"] = prediction.notes.stretch.to_dict()
     if prediction.notes.windows > 1:

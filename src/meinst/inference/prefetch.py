@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from meinst.data.images import Picture, Pixels
+from meinst.data.images import Picture
 from meinst.data.regions import RegionImage
 from meinst.data.transforms import ResizedImage
 from meinst.detections import Detections
@@ -18,6 +18,7 @@ from meinst.detector.select import SelectOptions
 from meinst.detector.tiled import OnWindow, TiledResult, complete, shown_pixels
 from meinst.images.notes import NO_NOTES, ImageNotes
 from meinst.images.read_ahead import read_ahead
+from meinst.images.rgb import Pixels
 from meinst.options import check_number
 
 T = TypeVar("T")

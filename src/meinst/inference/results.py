@@ -16,6 +16,7 @@ from torch import Tensor
 
 from meinst.detections import Detections
 from meinst.files import open_atomically, write_atomically
+from meinst.images.frames import PictureSource, file_of
 from meinst.images.sources import ImageSource
 from meinst.inference.journal import Row
 
@@ -74,7 +75,7 @@ def write_results(output: Path, class_names: Sequence[str], rows: Iterable[Row])
     return detections
 
 
-def overlay_names(sources: Sequence[ImageSource], output: Path) -> list[str]:
+def overlay_names(sources: Sequence[PictureSource], output: Path) -> list[str]:
     """A file name in ``output`` for each source: its stem, with a number if that is taken.
 
     Names that differ only in case count as equal, as on case-insensitive file systems. The sources
@@ -86,7 +87,7 @@ def overlay_names(sources: Sequence[ImageSource], output: Path) -> list[str]:
     folder = output.resolve()
     _check_results(output)
     taken = {entry.name.casefold() for entry in folder.iterdir() if not _is_overlay(entry)}
-    taken |= {source.name.casefold() for source in sources if _is_in(source, folder)}
+    taken |= {file.name.casefold() for file in map(file_of, sources) if _is_in(file, folder)}
     names = []
     numbers: dict[str, int] = {}  # last number tried for each stem
     for source in sources:

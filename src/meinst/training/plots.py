@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from meinst.data.coco import CocoData
-from meinst.data.images import ImageError, load_image
+from meinst.data.images import ImageError, read_image
 from meinst.detector.meinst import MEInst
 from meinst.files import write_atomically
 
@@ -113,7 +113,7 @@ def draw_sheet(model: MEInst, data: CocoData, path: Path, count: int = 12) -> No
         record = data.images[index]
         assert record.path is not None
         try:
-            image = load_image(record.path, intensity=model.input_options.intensity)
+            image = read_image(record.path, model.input_options).pixels
         except ImageError:
             continue
         tile = Image.fromarray(model.predict(image, tile="off").draw(image))

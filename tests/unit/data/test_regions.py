@@ -12,7 +12,7 @@ from PIL import Image
 from meinst.data.images import ImageError, Picture, read_image
 from meinst.data.regions import ArrayRegions, RegionImage, TiffImage, open_picture
 from meinst.data.transforms import resample
-from meinst.images import tiff_regions
+from meinst.images import tiff_levels
 from meinst.images.intensity import InputOptions
 
 RNG = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def test_smaller_copies_are_used_where_they_have_the_detail(tmp_path: Path) -> N
     write_pyramid(path, values)
     image = TiffImage(path)
     assert image.level_sizes == [(400, 800), (200, 400), (100, 200)]
-    assert image.pages == 1
+    assert image.extent.frames == 1
     region = (400, 0, 800, 400)
     for size, level in ((400, 200), (300, 200), (200, 100), (150, 100), (100, 50), (10, 50)):
         assert (image.read_resized(region, (size, size)) == level).all()
@@ -175,7 +175,7 @@ def test_memory_does_not_grow_with_the_image(
     )
     monkeypatch.setattr("meinst.data.regions._AT_ONCE", 1 << 20)
     largest = 0
-    read = tiff_regions.TiffLevel.read
+    read = tiff_levels.TiffLevel.read
 
     def counted(self, region, *, blank=False):  # type: ignore[no-untyped-def]
         nonlocal largest
@@ -183,7 +183,7 @@ def test_memory_does_not_grow_with_the_image(
         largest = max(largest, values.size)
         return values
 
-    monkeypatch.setattr(tiff_regions.TiffLevel, "read", counted)
+    monkeypatch.setattr(tiff_levels.TiffLevel, "read", counted)
     image = TiffImage(path)
     assert image.overview(512).shape == (341, 512, 3)
     assert image.read_resized((100, 100, 4196, 4096), (256, 262)).shape == (256, 262, 3)
@@ -196,7 +196,7 @@ def test_neighbouring_regions_decode_a_segment_once(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    decode = tiff_regions.TiffLevel._decode
+    decode = tiff_levels.TiffLevel._decode
 
     def counted(self, index):  # type: ignore[no-untyped-def]
         decoded.append(index)
@@ -204,7 +204,7 @@ def test_neighbouring_regions_decode_a_segment_once(
 
     image = TiffImage(write(tmp_path, kind))
     image.release()
-    monkeypatch.setattr(tiff_regions.TiffLevel, "_decode", counted)
+    monkeypatch.setattr(tiff_levels.TiffLevel, "_decode", counted)
     for x in range(0, 200, 40):
         image.read((x, 20, x + 60, 80))
     assert decoded
@@ -224,7 +224,7 @@ def test_segments_of_levels_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_cache_keeps_what_was_used_last() -> None:
-    cache = tiff_regions.SegmentCache(limit=100)
+    cache = tiff_levels.SegmentCache(limit=100)
     one = np.zeros(40, np.uint8)
     for index in range(3):
         cache.put((0, index), one)
@@ -301,7 +301,7 @@ def test_compressed_pieces_that_are_too_large_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path, "rgb, one strip, lzw")
-    monkeypatch.setattr(tiff_regions, "MAX_SEGMENT", 1000)
+    monkeypatch.setattr(tiff_levels, "MAX_SEGMENT", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match="save it as a tiled TIFF file"):
         open_picture(path, InputOptions(), lambda *_: False)

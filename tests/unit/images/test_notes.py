@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from meinst.images.extent import Extent
 from meinst.images.intensity import Stretch
 from meinst.images.notes import NO_NOTES, ImageNotes, NoteSummary
 
@@ -38,8 +39,8 @@ def test_stretched_images() -> None:
 
 
 def test_pages_left_out() -> None:
-    notes = ImageNotes(pages=20)
-    (line,) = summary_of(notes, NO_NOTES, ImageNotes(pages=3))
+    notes = ImageNotes(extent=Extent(frames=20))
+    (line,) = summary_of(notes, NO_NOTES, ImageNotes(extent=Extent(frames=3)))
     assert line.startswith("warning: 2 images with several pages")
     assert "21 were left out (for example 1.tif, 20 pages)" in line
     assert notes.warnings == ["only the first of 20 pages or frames is used."]

@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from meinst.data.images import ImageError, load_image, read_image, to_rgb
+from meinst.images.extent import Extent
 
 RNG = np.random.default_rng(0)
 GREY8 = RNG.integers(0, 256, (37, 53), dtype=np.uint8)
@@ -328,16 +329,18 @@ def test_pages_are_counted(tmp_path: Path) -> None:
     for suffix in ("tif", "gif", "webp", "png"):
         path = tmp_path / f"a.{suffix}"
         frames[0].save(path, save_all=True, append_images=frames[1:])
-        assert read_image(path).pages == 4, suffix
+        assert read_image(path).extent.frames == 4, suffix
         frames[0].save(path)
-        assert read_image(path).pages == 1, suffix
+        assert read_image(path).extent.frames == 1, suffix
     stack = np.stack([GREY16, GREY16 // 2, GREY16 // 3])
     path = write_tiff(tmp_path / "a.tif", stack, photometric="minisblack")
-    assert read_image(path).pages == 3
+    assert read_image(path).extent.frames == 3
     for values in (stack, stack.astype(np.uint8)):
-        write_tiff(path, values, imagej=True)
-        assert read_image(path).pages == 3
+        write_tiff(path, values, imagej=True, metadata={"axes": "ZYX"})
+        assert read_image(path).extent == Extent(frames=3)
+        write_tiff(path, values, imagej=True, metadata={"axes": "CYX"})
+        assert read_image(path).extent == Extent(channels=3)
     with tifffile.TiffWriter(path) as file:  # a reduced copy is not another page
         file.write(RGB16, photometric="rgb")
         file.write(RGB16[::2, ::2], photometric="rgb", subfiletype=1)
-    assert read_image(path).pages == 1
+    assert read_image(path).extent.frames == 1

@@ -147,7 +147,7 @@ def test_images_in_memory_are_those_of_files(tmp_path: Path) -> None:
         file, content = read_image(path), MemoryFile(path.read_bytes(), path.name)
         other = read_image(content)
         assert np.array_equal(file.pixels, other.pixels), path
-        assert (file.stretch, file.pages) == (other.stretch, other.pages)
+        assert (file.stretch, file.extent) == (other.stretch, other.extent)
         for size in (0, 40, len(content.content) // 2):  # cut files, with the same errors
             path.write_bytes(content.content[:size])
             cut = MemoryFile(path.read_bytes(), str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
 from meinst.data.channels import read_pixel_size
-from meinst.data.images import Pixels
 from meinst.detections import Detections
 from meinst.files import remove_leftovers, write_atomically
+from meinst.images.frames import PictureSource, file_of
 from meinst.images.notes import NO_NOTES, ImageNotes
-from meinst.images.sources import ImageSource, to_file
+from meinst.images.rgb import Pixels
+from meinst.images.sources import to_file
 from meinst.inference.journal import Journal, Row
 
 CHUNK = 1024
@@ -53,7 +56,7 @@ class PredictedImage:
     """An image and what was found in it.
 
     Attributes:
-        source: the image file.
+        source: the image file, or its frame.
         name: a name without suffix that no other image of the run has.
         pixels: ``(H, W, 3)`` uint8 RGB.
         detections: the detections.
@@ -61,7 +64,7 @@ class PredictedImage:
         notes: how the image was read and resized.
     """
 
-    source: ImageSource
+    source: PictureSource
     name: str
     pixels: Pixels
     detections: Detections
@@ -81,12 +84,17 @@ class PredictedImage:
         few = len(self.detections) <= _MOST_DECODED
         return self.detections.soft_masks() if few else None
 
+    @property
+    def is_tiff(self) -> bool:
+        """Whether the source is a TIFF file, by its suffix."""
+        return self.source.suffix.lower().startswith(_TIFF_SUFFIXES)
+
     @cached_property
     def pixel_size(self) -> float | None:
         """Side of a pixel in micrometres; None if the file does not state it."""
-        if not self.source.suffix.lower().startswith(_TIFF_SUFFIXES):
+        if not self.is_tiff:
             return None
-        return read_pixel_size(to_file(self.source))
+        return read_pixel_size(to_file(file_of(self.source)))
 
     def chunks(self) -> Iterator[tuple[int, Detections]]:
         """The detections in groups of at most ``CHUNK``, each with the index of its first."""
@@ -189,6 +197,28 @@ def file_name(stem: str, suffix: str) -> str:
         return stem + suffix
     digest = hashlib.sha256(encoded).hexdigest()[:16]
     return encoded[: room - 17].decode(errors="ignore") + "-" + digest + suffix
+
+
+def save_frame(image: PredictedImage, folder: Path) -> str:
+    """Write a frame of a stack as a PNG file, for labels that need a file for each image.
+
+    Returns:
+        The name of the file.
+
+    Raises:
+        ValueError: if only a reduced copy of the frame is at hand.
+    """
+    height, width = image.detections.image_size
+    if image.pixels.shape[:2] != (height, width):
+        raise ValueError(
+            f"{image.source}: frames of {width} x {height} pixels cannot be saved with their "
+            "labels; save each as a file and predict those."
+        )
+    name = file_name(image.name, ".png")
+    buffer = io.BytesIO()
+    Image.fromarray(image.pixels).save(buffer, format="PNG")
+    write_atomically(folder / name, buffer.getvalue())
+    return name
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:

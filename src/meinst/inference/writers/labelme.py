@@ -13,8 +13,9 @@ from typing_extensions import override
 from meinst.data.writers.layouts import labelme_content, labelme_shapes
 from meinst.data.writers.masks import as_polygons
 from meinst.files import open_atomically
+from meinst.images.frames import Frame
 from meinst.images.sources import ImageSource
-from meinst.inference.writers.base import FolderWriter, PredictedImage
+from meinst.inference.writers.base import FolderWriter, PredictedImage, save_frame
 
 
 class LabelmeWriter(FolderWriter):
@@ -27,7 +28,10 @@ class LabelmeWriter(FolderWriter):
     @override
     def write(self, image: PredictedImage) -> None:
         height, width = image.detections.image_size
-        path = _relative(image.source, self.folder)
+        if isinstance(image.source, Frame):
+            path = save_frame(image, self.folder)
+        else:
+            path = _relative(image.source, self.folder)
         text = json.dumps(labelme_content([], path, width, height), ensure_ascii=False)
         head, brackets, tail = text.partition('"shapes": []')
         with open_atomically(self.path(image)) as file:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from meinst.data.channels import grey_or_rgb, read_channels
+from meinst.data.images import ImageError
 from meinst.detections import Detections
-from meinst.images.sources import to_file
 from meinst.inference.writers.base import PredictedImage
 from meinst.inference.writers.spool import SpooledWriter
 from meinst.ops.measure import channel_statistics, measure_shapes
@@ -76,9 +76,15 @@ def _channel_values(image: PredictedImage) -> NDArray[Any] | None:
     """
     if image.pixels.shape[:2] != image.detections.image_size:
         return None
-    if image.notes.stretch is None:
+    deep = image.notes.stretch is not None
+    if not deep and not image.is_tiff:
         return grey_or_rgb(image.pixels)
-    return read_channels(to_file(image.source))
+    try:
+        return read_channels(image.source)
+    except ImageError:
+        if deep:
+            raise
+        return grey_or_rgb(image.pixels)  # 8 bits of a kind that only Pillow reads
 
 
 def _rows(

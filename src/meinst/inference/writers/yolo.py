@@ -11,8 +11,9 @@ from typing_extensions import override
 from meinst.data.writers.layouts import yolo_description, yolo_line
 from meinst.data.writers.masks import as_polygons
 from meinst.files import open_atomically, remove_leftovers, write_atomically
+from meinst.images.frames import Frame
 from meinst.images.sources import ImageSource, to_file
-from meinst.inference.writers.base import FolderWriter, PredictedImage, Run, file_name
+from meinst.inference.writers.base import FolderWriter, PredictedImage, Run, file_name, save_frame
 
 
 class YOLOWriter(FolderWriter):
@@ -43,7 +44,10 @@ class YOLOWriter(FolderWriter):
                     if parts
                 )
                 file.write("".join(lines).encode())
-        _link(image.source, self._images / file_name(image.name, image.source.suffix))
+        if isinstance(image.source, Frame):
+            save_frame(image, self._images)
+        else:
+            _link(image.source, self._images / file_name(image.name, image.source.suffix))
 
 
 def _link(source: ImageSource, path: Path) -> None:
