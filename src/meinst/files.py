@@ -20,6 +20,22 @@ MAX_EXPANSION, SMALL_ARCHIVE = 20, 2**26
 """An archive may unpack to this many times its size, and to this many bytes in any case."""
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file exists; names that the file system rejects, as too long, are those of none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder exists; as :func:`is_file`."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file as a whole; see :func:`open_atomically`.
 

@@ -189,6 +189,7 @@ def test_training_reads_images_as_prediction_does(
                 input_options=InputOptions(rule),
             )
             samples.append([dataset[number][0] for number in range(6)])
+    logged = [record.message for record in caplog.records]
     turned = TrainingDataset(
         read_coco(annotations, tmp_path / "deep"),
         ResizeOptions(64, 96),
@@ -201,7 +202,6 @@ def test_training_reads_images_as_prediction_does(
         assert (turned[number][0] == expected.flip(0)).all()
         assert (expected == same).all()
         assert not (expected == other).all()
-    logged = [record.message for record in caplog.records]
     assert len(logged) == 2  # once for each data set of more than 8 bits
     assert "input.intensity = 2000:6080" in logged[0]
 

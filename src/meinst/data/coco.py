@@ -21,6 +21,7 @@ from meinst.data.annotations.coco_file import EXAMPLES, load_document
 from meinst.data.annotations.coco_file import AnnotationError as AnnotationError
 from meinst.data.annotations.instance_batch import BatchReader, InstanceBatch, Tally
 from meinst.data.shapes import Bitmap, Instances, Shape
+from meinst.files import is_folder
 from meinst.options import printable
 
 _BATCH = 20_000  # annotations that are converted at once
@@ -152,7 +153,7 @@ def read_coco(
     """
     path = Path(annotations)
     folder = None if images is None else Path(images)
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not is_folder(folder):
         raise FileNotFoundError(f"The image folder {folder} does not exist.")
     document = load_document(path, folder, allow_outside=allow_outside)
     return read_document(

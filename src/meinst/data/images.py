@@ -11,6 +11,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from meinst.files import is_file, is_folder
 from meinst.images.extent import ONE_IMAGE, Extent, image_extent, tiff_extent
 from meinst.images.intensity import (
     InputOptions,
@@ -210,8 +211,8 @@ def check_file(path: Path) -> None:
     Raises:
         ImageError: naming the path.
     """
-    if not path.is_file():
-        fault = "is a folder" if path.is_dir() else "does not exist"
+    if not is_file(path):
+        fault = "is a folder" if is_folder(path) else "does not exist"
         raise ImageError(f"{path} {fault}; give an image file.")
     if path.stat().st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes); restore or remove it.")

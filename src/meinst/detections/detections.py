@@ -18,7 +18,7 @@ from meinst.detections.fields import check_fields
 from meinst.detections.supervision_format import to_supervision
 from meinst.ops.draw import PALETTE, Color, draw_objects
 from meinst.ops.outlines import mask_to_polygons, mask_to_rings
-from meinst.ops.paste import MAX_RLE_PIXELS, crop_masks, paste_masks, soft_masks_to_rle
+from meinst.ops.paste import MAX_RLE_PIXELS, crop_masks, group_crops, paste_masks, soft_masks_to_rle
 from meinst.options import printable
 
 if TYPE_CHECKING:
@@ -141,12 +141,13 @@ class Detections:
         return replace(self, boxes=self.boxes * scale, image_size=image_size)
 
     def parts(self, count: int = _AT_ONCE) -> Iterator[Detections]:
-        """The detections in parts, so that few masks are decoded at once.
+        """The detections in parts, so that their masks take little memory.
 
         Args:
-            count: detections of a part.
+            count: most detections of a part; fewer if their boxes have many pixels.
         """
-        return (self[first : first + count] for first in range(0, len(self), count))
+        boxes = self.boxes.detach().cpu().numpy()
+        return (self[part] for part in group_crops(boxes, self.image_size, count))
 
     @torch.no_grad()
     def soft_masks(self) -> Tensor:

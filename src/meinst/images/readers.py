@@ -7,6 +7,7 @@ colour have no more, so the values of others are decoded here.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ _COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
 # Channels by photometric interpretation, where segments are pictures: their decoders return RGB.
 _IN_PICTURES = {1: 1, 2: 3, 6: 3}
 _JPEG2000_HEAD = 65536  # bytes in which the codestream of a JPEG 2000 file begins
+# A JPEG 2000 file may need this many bytes in any case, and this many for each of its own.
+_JPEG2000_BYTES, _JPEG2000_EXPANSION = 2**28, 2000
 
 
 class UnsupportedImageError(ValueError):
@@ -89,8 +92,9 @@ def read_deep(path: ImageFile, image: Image.Image) -> tuple[Values, int] | None:
         if max(tags.get(_BITS, (1,))) <= 8 and set(formats) == {_UNSIGNED}:
             return None
         return read_tiff(path)
-    if image.format == "JPEG2000" and image.mode not in ("I;16", "I"):
-        return _read_jpeg2000(path, image)
+    if image.format == "JPEG2000":
+        deep = _is_deep_jpeg2000(path) and image.mode not in ("I;16", "I")
+        return (_decode_jpeg2000(path), orientation_of(image)) if deep else None
     if not cuts_values(image):
         return None
     if image.format == "PNG":
@@ -286,15 +290,33 @@ def _read_ppm(path: ImageFile, image: Image.Image) -> Values:
     )
 
 
-def _read_jpeg2000(path: ImageFile, image: Image.Image) -> tuple[Values, int] | None:
-    """Values of a JPEG 2000 file of more than 8 bits, which Pillow cuts; else None."""
+def _is_deep_jpeg2000(path: ImageFile) -> bool:
+    """Whether a JPEG 2000 file has more than 8 bits per value.
+
+    Raises:
+        PIL.Image.DecompressionBombError: if it is too large.
+        UnsupportedImageError: if it needs far more memory than its length suggests.
+    """
     with path.open("rb") as file:
         head = file.read(_JPEG2000_HEAD)
-    marker = head.find(b"\xff\x4f\xff\x51")  # start of the codestream and of its sizes
-    if marker < 0 or len(head) < marker + 44 or (head[marker + 42] & 0x7F) + 1 <= 8:
-        return None
-    check_pixels(*(int.from_bytes(head[marker + i : marker + i + 4], "big") for i in (8, 12)))
+        length = file.seek(0, os.SEEK_END)
+    start = head.find(b"\xff\x4f\xff\x51")  # of the codestream and of its sizes
+    if start < 0 or len(head) < start + 44:
+        return False
+    width, height = (int.from_bytes(head[start + i : start + i + 4], "big") for i in (8, 12))
+    channels = int.from_bytes(head[start + 40 : start + 42], "big")
+    check_pixels(width, height)
+    # The decoder holds 32 bits for each value.
+    if 4 * width * height * channels > max(_JPEG2000_BYTES, _JPEG2000_EXPANSION * length):
+        raise UnsupportedImageError(
+            f"declares {width} x {height} pixels of {channels} channels, but has only {length} "
+            "bytes; it is damaged, or save it as TIFF."
+        )
+    return (head[start + 42] & 0x7F) + 1 > 8
+
+
+def _decode_jpeg2000(path: ImageFile) -> Values:
     from imagecodecs import jpeg2k_decode
 
     values: Values = jpeg2k_decode(path.read_bytes())
-    return values, orientation_of(image)
+    return values

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from meinst.files import is_file, is_folder
 from meinst.images.sources import Address, ImageFile, ImageSource, expand_address, is_address
 
 _IMAGES = (
@@ -160,10 +161,10 @@ def read_list(file: Iterable[str]) -> list[str]:
 def _matches(source: str | Path, others: dict[ImageSource, str], recursive: bool) -> list[Path]:
     """The images of one source; pictures of other kinds are added to ``others``."""
     path = Path(source)
-    if path.is_file():
+    if is_file(path):
         return [path]
-    is_folder = path.is_dir()
-    if is_folder:
+    in_folder = is_folder(path)
+    if in_folder:
         folders = _folders_below(path) if recursive else [path]
         entries = sorted(entry for folder in folders for entry in folder.iterdir())
     else:
@@ -180,7 +181,7 @@ def _matches(source: str | Path, others: dict[ImageSource, str], recursive: bool
     if matches:
         return matches
     more = f" {here}" if here.left_out else ""
-    if is_folder:
+    if in_folder:
         below = "" if recursive else f"; to include subfolders, use the pattern '{path}/**/*'"
         raise FileNotFoundError(
             f"The folder {path} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))})"

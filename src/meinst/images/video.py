@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from meinst.files import is_file
 from meinst.images.search import VIDEO_SUFFIXES
 from meinst.options import check_range, printable
 
@@ -218,7 +219,7 @@ def _address(source: str | Path) -> tuple[str, dict[str, Any]]:
         if not device.exists():
             raise FileNotFoundError(f"There is no camera {text} ({device}).")
         return str(device), {"format": "v4l2", "timeout": 10.0}
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"The video {printable(text)} does not exist.")
     return f"file:{path}", {}
 

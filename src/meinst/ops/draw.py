@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from meinst.ops.paste import pixel_windows
+from meinst.ops.paste import group_crops, pixel_windows
 
 # RGB colours that people with colour blindness can distinguish: those of M. Okabe and K. Ito
 # ("Color Universal Design", 2008) without black, and wine from P. Tol's muted scheme.
@@ -100,9 +100,9 @@ def draw_objects(
     few = len(colors) <= min(_MAX_CAPTIONS, height * width // _PIXELS_PER_CAPTION)
     drawn = image.copy()
     areas = pixel_windows(boxes, (height, width))[:, 2:].prod(axis=1)
-    order = np.argsort(-areas, kind="stable")  # large ones first, some thousand at once
-    for first in range(0, len(order), _AT_ONCE):
-        chosen = np.sort(order[first : first + _AT_ONCE])
+    order = np.argsort(-areas, kind="stable")  # large ones first
+    for part in group_crops(boxes[order], (height, width), _AT_ONCE):
+        chosen = np.sort(order[part])
         blend_masks(drawn, *crops(chosen), [colors[n] for n in chosen], alpha)
     sides = boxes.clip(0, np.array([width, height, width, height]))
     if few if boxes_shown is None else boxes_shown:

@@ -43,3 +43,30 @@ def label_counts(
     tails = len(flat) - ends[last]
     pieces = np.split(runs, 2 * first[1:])[: len(numbers)]
     return numbers, [np.append(piece, tail) for piece, tail in zip(pieces, tails, strict=True)]
+
+
+def crop_counts(
+    crop: NDArray[np.bool_], corner: tuple[int, int], size: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Run lengths of a mask of which a crop is given, without the whole mask.
+
+    Args:
+        crop: ``(h, w)`` bool.
+        corner: x and y of its first pixel in the image; parts outside the image are cut off.
+        size: height and width of the image.
+
+    Returns:
+        Lengths of alternating runs of 0 and 1 down the columns of the image, as in COCO's
+        uncompressed RLE.
+    """
+    (x, y), (height, width) = corner, size
+    inside = crop[max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0)]
+    rows = np.flatnonzero(inside.T)  # of the crop's pixels, down its columns
+    columns, places = np.divmod(rows, max(inside.shape[0], 1))
+    pixels = (columns + max(x, 0)) * height + places + max(y, 0)  # of the image
+    gaps = np.flatnonzero(np.diff(pixels) != 1)
+    starts = pixels[np.append(0, gaps + 1)] if len(pixels) else pixels
+    ends = pixels[np.append(gaps, len(pixels) - 1)] + 1 if len(pixels) else pixels
+    borders = np.concatenate(([0], np.stack((starts, ends), axis=1).ravel(), [height * width]))
+    counts: NDArray[np.int64] = np.diff(borders).astype(np.int64)
+    return counts

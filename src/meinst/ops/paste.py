@@ -11,6 +11,7 @@ threads do not survive a fork, as in data loader workers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,12 @@ import torch
 from torch import Tensor
 
 from meinst.ops.rle_kernels import encode_masks, number_masks, paint_masks
+
+MAX_CROP_PIXELS = 2**31
+"""Pixels in boxes for which masks are made at once."""
+
+CROPS_AT_ONCE = 2**26
+"""Pixels in boxes for which callers that need not hold all masks make them together."""
 
 MAX_RLE_PIXELS = 2**32 - 1
 """Pixels that COCO RLE can count: run lengths are unsigned 32-bit integers in pycocotools."""
@@ -45,6 +52,27 @@ def pixel_windows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return windows
 
 
+def group_crops(
+    boxes: np.ndarray, size: tuple[int, int], count: int, pixels: int = CROPS_AT_ONCE
+) -> Iterator[slice]:
+    """Divide objects into groups whose masks take little memory.
+
+    Args:
+        boxes: ``(N, 4)`` ``x1 y1 x2 y2`` in pixels, finite.
+        size: height and width of the image.
+        count: most objects of a group.
+        pixels: most pixels in the boxes of a group, unless that of a single object has more.
+    """
+    areas = pixel_windows(boxes, size)[:, 2:].prod(axis=1)
+    total = np.concatenate(([0], np.cumsum(areas)))
+    first = 0
+    while first < len(areas):
+        last = int(np.searchsorted(total, total[first] + pixels, side="right")) - 1
+        last = min(max(last, first + 1), first + count, len(areas))
+        yield slice(first, last)
+        first = last
+
+
 def crop_masks(
     soft: Tensor, boxes: Tensor, size: tuple[int, int]
 ) -> tuple[list[np.ndarray], np.ndarray]:
@@ -60,10 +88,16 @@ def crop_masks(
         int64, x and y of their first pixels in the image.
 
     Raises:
-        ValueError: If a shape is wrong or a box is not finite.
+        ValueError: If a shape is wrong, a box is not finite, or the boxes have more than
+            ``MAX_CROP_PIXELS`` pixels together.
     """
     values, corners, windows = _prepare(soft, boxes, size)
     ends = np.concatenate(([0], np.cumsum(windows[:, 2] * windows[:, 3])))
+    if ends[-1] > MAX_CROP_PIXELS:
+        raise ValueError(
+            f"{len(windows)} boxes have {ends[-1]} pixels, masks are limited to {MAX_CROP_PIXELS} "
+            "at once; use run lengths, fewer detections, or detections resized to a smaller image."
+        )
     canvas = np.zeros(ends[-1], dtype=np.bool_)
     paint_masks(values, corners, windows, ends[:-1], windows[:, 2].copy(), canvas)
     crops = [

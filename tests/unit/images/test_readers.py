@@ -203,6 +203,12 @@ def test_deep_jpeg_2000_and_ppm(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_image(path), to_rgb(RGB16))
     path.write_bytes(imagecodecs.jpeg2k_encode(RGB8, reversible=True, level=0))
     np.testing.assert_array_equal(load_image(path), RGB8)
+    content = bytearray(path.read_bytes())
+    start = content.find(b"\xff\x4f\xff\x51")
+    content[start + 8 : start + 16] = (9_000).to_bytes(4, "big") * 2
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.jp2 declares 9000 x 9000 pixels of 3 channels"):
+        load_image(path)
     ppm = tmp_path / "a.ppm"
     ppm.write_bytes(b"P6\n53 37\n65535\n" + RGB16.astype(">u2").tobytes())
     np.testing.assert_array_equal(load_image(ppm), to_rgb(RGB16))

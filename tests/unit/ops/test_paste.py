@@ -9,6 +9,7 @@ from torch import Tensor
 
 from meinst.ops.paste import (
     crop_masks,
+    group_crops,
     paste_labels,
     paste_masks,
     pixel_windows,
@@ -182,6 +183,26 @@ def test_no_full_size_masks_for_rle_and_crops():
     rles = soft_masks_to_rle(soft, boxes, (60_000, 60_000))
     assert coco_mask.area(rles[7]) == crop_masks(soft, boxes, (60_000, 60_000))[0][7].sum() > 550
     assert coco_mask.toBbox(rles[7]).tolist() == [59_980, 59_970, 20, 30]
+
+
+def test_groups_of_crops_take_little_memory() -> None:
+    sides = np.array([[3, 4], [0, 0], [9, 9], [5, 4], [1, 20], [0, 7]])
+    boxes = np.concatenate((np.zeros_like(sides), sides), axis=1).astype(np.float32)
+
+    def groups(count: int, pixels: int) -> list[list[int]]:
+        parts = group_crops(boxes, (30, 30), count, pixels)
+        return [list(range(6)[part]) for part in parts]
+
+    assert groups(9, 20) == [[0, 1], [2], [3], [4, 5]]
+    assert groups(9, 40) == [[0, 1], [2], [3, 4, 5]]
+    assert groups(2, 1000) == [[0, 1], [2, 3], [4, 5]]
+    assert list(group_crops(boxes[:0], (30, 30), 5)) == []
+
+
+def test_boxes_of_too_many_pixels_are_rejected() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 60_000.0, 60_000.0]])
+    with pytest.raises(ValueError, match="1 boxes have 3600000000 pixels, masks are limited to"):
+        crop_masks(torch.ones(1, 28, 28), boxes, (60_000, 60_000))
 
 
 def test_windows_contain_the_pixel_centres_inside_the_boxes():

@@ -14,6 +14,7 @@ import numpy as np
 from meinst.data.annotations.arrays import Faults, parse_masks
 from meinst.data.annotations.file_names import leads_outside, nearest_files
 from meinst.data.annotations.large_file import Entries, column, read_large, sample
+from meinst.files import is_file
 from meinst.options import FileError, printable
 
 MANY = 0.5
@@ -104,7 +105,7 @@ def load_lists(path: Path) -> dict[str, Any]:
         FileNotFoundError: if the file does not exist.
         AnnotationError: if it is not JSON, or lacks a list.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"The annotation file {path} does not exist.")
     large = read_large(path) if path.stat().st_size > _LARGE else None
     try:
@@ -202,7 +203,7 @@ class _FileChecks:
             name
             for name in names
             # In a subfolder, or differing in case or accents that the file system ignores.
-            if name not in present and not _is_file(folder / name)
+            if name not in present and not is_file(folder / name)
         ]
         if missing:
             nearest = nearest_files(missing[:EXAMPLES], folder)
@@ -279,14 +280,6 @@ def _without_doubles(categories: Sequence[dict[str, Any]], used: set[int]) -> li
     kept = {e["name"]: e["id"] for e in categories}
     kept |= {e["name"]: e["id"] for e in categories if e["id"] in used}
     return [e for e in categories if e["id"] in used or kept[e["name"]] == e["id"]]
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a file exists; names that the file system rejects are those of no file."""
-    try:
-        return path.is_file()
-    except OSError:  # too long
-        return False
 
 
 def _short(text: str) -> str:

@@ -100,7 +100,7 @@ def _labelled(
     paths: dict[str, Path], labels: _VOCLabels | _SBDLabels, names: Sequence[str]
 ) -> Iterator[LabelledImage]:
     for name in names:
-        objects, classes, file = labels.read(name)
+        objects, classes, file = labels.read(name, paths[name])
         if objects.shape != classes.shape:
             raise DatasetError(
                 f"{file}: its objects have {objects.shape} pixels, its classes {classes.shape}; "
@@ -156,9 +156,9 @@ class _VOCLabels:
         if path.is_file():
             self.class_names, self.colours = _read_label_map(path)
 
-    def read(self, name: str) -> tuple[NDArray[Any], NDArray[Any], Path]:
-        objects, path = self._values("SegmentationObject", name)
-        classes, class_path = self._values("SegmentationClass", name)
+    def read(self, name: str, image: Path) -> tuple[NDArray[Any], NDArray[Any], Path]:
+        objects, path = self._values("SegmentationObject", name, image)
+        classes, class_path = self._values("SegmentationClass", name, image)
         if classes.ndim == 3:
             if self.colours is None:
                 raise DatasetError(
@@ -171,9 +171,9 @@ class _VOCLabels:
             objects = np.where(objects == colour_numbers(np.full((1, 1, 3), 224)), 0, objects)
         return objects, classes, path
 
-    def _values(self, folder: str, name: str) -> tuple[NDArray[Any], Path]:
+    def _values(self, folder: str, name: str, image: Path) -> tuple[NDArray[Any], Path]:
         path = self.base / folder / f"{name}.png"
-        return read_label_file(path), path
+        return read_label_file(path, image), path
 
     def _by_colour(self, colours: NDArray[np.int64], path: Path) -> NDArray[np.int64]:
         assert self.colours is not None
@@ -197,7 +197,7 @@ class _SBDLabels:
         self.base = base
         self.class_names = list(VOC_CLASSES)
 
-    def read(self, name: str) -> tuple[NDArray[Any], NDArray[Any], Path]:
+    def read(self, name: str, image: Path) -> tuple[NDArray[Any], NDArray[Any], Path]:  # noqa: ARG002
         path = self.base / "inst" / f"{name}.mat"
         try:
             from scipy.io import loadmat

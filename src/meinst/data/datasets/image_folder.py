@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meinst.data.datasets.parts import DatasetError
+from meinst.files import is_file, is_folder
 
 _SAMPLE = 20  # images by which a folder is recognised
 _FOLDERS = 2000  # folders that are tried at most
@@ -60,7 +61,7 @@ def _present(folder: Path, name: str) -> str | None:
     """The name, or its last part, under which an image lies in a folder."""
     plain = name.replace("\\", "/")
     for candidate in (name, plain, plain.rpartition("/")[2]):
-        if candidate and (folder / candidate).is_file():
+        if candidate and is_file(folder / candidate):
             return candidate
     return None
 
@@ -73,7 +74,7 @@ def _candidates(path: Path) -> Iterator[Path]:
     names = ["images", *words, *(f"images/{word}" for word in words), "JPEGImages", "data"]
     seen = set()
     for folder in (parent, *(base / name for base in bases for name in names)):
-        if folder.is_dir() and folder not in seen:
+        if is_folder(folder) and folder not in seen:
             seen.add(folder)
             yield folder
     for base in bases:

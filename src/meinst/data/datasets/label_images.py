@@ -74,7 +74,7 @@ def _read(folder: Path, options: ReadOptions) -> CocoData:
 
 def _labelled(pairs: Sequence[tuple[Path, Path]]) -> Iterator[LabelledImage]:
     for image, path in pairs:
-        values = _read_label_image(path)
+        values = _read_label_image(path, image)
         height, width = values.shape
         _, counts = label_counts(values)
         masks = [{"size": [height, width], "counts": each} for each in counts]
@@ -82,8 +82,8 @@ def _labelled(pairs: Sequence[tuple[Path, Path]]) -> Iterator[LabelledImage]:
         yield LabelledImage(image, width, height, [0] * len(masks), masks, path.name, notes=notes)
 
 
-def _read_label_image(path: Path) -> NDArray[Any]:
-    values = read_label_file(path)
+def _read_label_image(path: Path, image: Path) -> NDArray[Any]:
+    values = read_label_file(path, image)
     if values.ndim != 2:
         raise DatasetError(
             f"{path} has {values.shape[-1]} channels, a label image has one; save the number "

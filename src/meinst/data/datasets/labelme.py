@@ -29,7 +29,9 @@ from meinst.data.datasets.parts import (
     part_name,
     reject_unpaired,
 )
-from meinst.ops.label_runs import label_counts
+from meinst.files import is_file
+from meinst.images.readers import check_pixels
+from meinst.ops.label_runs import crop_counts
 
 _SNIFFED = 4096  # bytes; labelme writes its shapes before the image
 _CIRCLE_POINTS = 64
@@ -69,7 +71,7 @@ def _read(folder: Path, root: Path, options: ReadOptions) -> CocoData:
     files = {path: content for path, content in files.items() if path.is_relative_to(folder)}
     pictures = {path.with_suffix(""): path for path in reversed(list_images(folder))}
     images = {path: _image_of(path, content, pictures) for path, content in files.items()}
-    missing = [path.name for path, image in images.items() if not image.is_file()]
+    missing = [path.name for path, image in images.items() if not is_file(image)]
     reject_unpaired(
         folder, missing, "label files whose image does not exist", "put the images beside them."
     )
@@ -153,18 +155,17 @@ def _bitmap(shape: Mapping[str, Any], width: int, height: int, path: Path) -> di
     """A mask that labelme stores as a PNG file, placed by the first of its two points."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+            check_pixels(image.width, image.height)
             inside = np.asarray(image) != 0
         x, y = (round(value) for value in shape["points"][0])
+        if inside.ndim != 2:
+            raise ValueError("it is not grey")
     except Exception as error:  # Pillow raises almost anything for damaged files
         reason = " ".join(str(error).split())
         raise DatasetError(
             f"{path}: the mask of a {shape['label']!r} cannot be read ({reason}); draw it again."
         ) from error
-    mask = np.zeros((height, width), dtype=np.uint8)
-    window = mask[max(y, 0) : y + inside.shape[0], max(x, 0) : x + inside.shape[1]]
-    window[:] = inside[max(-y, 0) :, max(-x, 0) :][: window.shape[0], : window.shape[1]]
-    _, counts = label_counts(mask)
-    return {"size": [height, width], "counts": counts[0] if counts else [height * width]}
+    return {"size": [height, width], "counts": crop_counts(inside, (x, y), (height, width))}
 
 
 def _label_files(folder: Path) -> list[Path]:
@@ -184,13 +185,16 @@ def _load(path: Path) -> dict[str, Any]:
     wrong = next((n for n, shape in enumerate(shapes, 1) if not _is_shape(shape)), None)
     if wrong is not None:
         raise DatasetError(
-            f"{path}: shape {wrong} has no label or no points; save the file again with labelme."
+            f"{path}: shape {wrong} has no label, no points or no valid group_id; save the file "
+            "again with labelme."
         )
     return {key: value for key, value in content.items() if key != "imageData"}
 
 
 def _is_shape(shape: Any) -> bool:
     if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
+        return False
+    if not isinstance(shape.get("group_id"), (int, float, str, type(None))):
         return False
     points = shape.get("points")
     return isinstance(points, list) and all(
@@ -205,6 +209,6 @@ def _image_of(path: Path, content: Mapping[str, Any], pictures: Mapping[Path, Pa
     """The image of a label file: the one it names, or else the one of the same name beside it."""
     name = str(content.get("imagePath") or "").replace("\\", "/")
     for candidate in (path.parent / name, path.parent / name.rpartition("/")[2]):
-        if name and candidate.is_file():
+        if name and is_file(candidate):
             return candidate
     return pictures.get(path.with_suffix(""), path.parent / name)

@@ -112,7 +112,7 @@ def _labelled(
         segments = {segment["id"]: segment for segment in annotation["segments_info"]}
         notes: list[str] = []
         found, masks, crowd = [], [], []
-        for number, counts in _segments(label_file, entry):
+        for number, counts in _segments(label_file, entry, images / entry["file_name"]):
             segment = segments.get(number)
             if segment is None or segment["category_id"] not in known:
                 raise DatasetError(
@@ -137,9 +137,9 @@ def _labelled(
         )
 
 
-def _segments(path: Path, entry: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
+def _segments(path: Path, entry: Mapping[str, Any], image: Path) -> Iterator[tuple[int, Any]]:
     """Number and run lengths of each segment of a label image."""
-    colours = read_label_file(path)
+    colours = read_label_file(path, image)
     if colours.ndim != 3 or colours.shape[:2] != (entry["height"], entry["width"]):
         raise DatasetError(
             f"{path} has the shape {colours.shape}, not ({entry['height']}, {entry['width']}, 3); "

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from meinst.data.coco import CocoData
-from meinst.data.images import ImageError
+from meinst.data.images import ImageError, upright_size
 from meinst.data.label_image import read_labels
 from meinst.images.search import IMAGE_SUFFIXES
 from meinst.options import FileError, first_few
@@ -20,6 +20,8 @@ from meinst.options import FileError, first_few
 TRAIN, VAL, TEST = "train", "val", "test"
 WHOLE = "all"
 """Name of the only part of a data set that is not divided."""
+
+_LARGE = 2**24  # pixels
 
 _NAMES = {
     "train": TRAIN,
@@ -162,13 +164,25 @@ def read_text(path: Path) -> str:
         raise DatasetError(f"{path} is not text (UTF-8); save it as text.") from error
 
 
-def read_label_file(path: Path) -> NDArray[Any]:
+def read_label_file(path: Path, image: Path) -> NDArray[Any]:
     """The values of a label image; see :func:`meinst.data.label_image.read_labels`.
 
+    Args:
+        path: the label image.
+        image: the image that it belongs to.
+
     Raises:
-        DatasetError: if it cannot be read.
+        DatasetError: if it cannot be read, or is large and of another size than its image.
     """
     try:
+        width, height = upright_size(path)
+        if width * height > _LARGE:  # compared before memory is allocated for it
+            expected = upright_size(image)
+            if expected != (width, height):
+                raise DatasetError(
+                    f"{path} has {width} x {height} pixels, its image {image} has "
+                    f"{expected[0]} x {expected[1]}; use the label image of this image."
+                )
         return read_labels(path)
     except ImageError as error:
         raise DatasetError(str(error)) from error

@@ -35,6 +35,7 @@ from meinst.data.datasets.parts import (
     read_text,
     reject_unpaired,
 )
+from meinst.files import is_file, is_folder
 from meinst.options import first_few
 
 _NAME_FILES = ("classes.txt", "obj.names")
@@ -60,7 +61,7 @@ def find(root: Path) -> LayoutMatch:
     if names_file is None:
         missing = "labels/*.txt, but no data.yaml" if _has_labels(labels) else ""
         return LayoutMatch(missing=missing)
-    if not labels.is_dir():
+    if not is_folder(labels):
         return NO_MATCH
     classes = [line.strip() for line in read_text(names_file).splitlines() if line.strip()]
     folders = sorted(path for path in (root / "images").glob("*/") if part_name(path.name))
@@ -100,8 +101,8 @@ def _read(
     """Read the labels of all images in some folders, or in lists of images (``.txt``)."""
     pairs: list[tuple[Path, Path]] = []
     for each in sources:
-        pairs += _listed(each) if each.is_file() else _in_folder(each)
-    if pairs and not any(label.is_file() for _, label in pairs):
+        pairs += _listed(each) if is_file(each) else _in_folder(each)
+    if pairs and not any(is_file(label) for _, label in pairs):
         raise DatasetError(
             f"{source}: none of its {len(pairs)} images has a label file; the first is missing at "
             f"{pairs[0][1]}; put labels there."
@@ -115,7 +116,7 @@ def _in_folder(images: Path) -> list[tuple[Path, Path]]:
     found = by_stem(list_images(images), images)
     files = [
         path
-        for path in (list_files(labels) if labels.is_dir() else [])
+        for path in (list_files(labels) if is_folder(labels) else [])
         if path.suffix == ".txt" and path.name.lower() not in _NOT_LABELS
     ]
     unpaired = [
@@ -130,7 +131,7 @@ def _in_folder(images: Path) -> list[tuple[Path, Path]]:
 def _listed(path: Path) -> list[tuple[Path, Path]]:
     lines = [line.strip() for line in read_text(path).splitlines()]
     images = [path.parent / line for line in lines if line]
-    missing = [str(image) for image in images if not image.is_file()]
+    missing = [str(image) for image in images if not is_file(image)]
     reject_unpaired(path, missing, "of its images do not exist", "correct the list.")
     return [(image, _label_path(image).with_suffix(".txt")) for image in images]
 
@@ -261,7 +262,7 @@ def _base_folder(content: Mapping[str, Any], path: Path) -> Path:
     given = content.get("path")
     if given:
         for base in (path.parent / str(given), Path(str(given))):
-            if base.is_dir():
+            if is_folder(base):
                 return base
     return path.parent
 
@@ -277,7 +278,7 @@ def _resolve(value: Any, base: Path, path: Path) -> Path:
         beside = beside[3:]
     candidates = [base / text, base / beside, base / beside / "images"]
     for candidate in candidates:
-        if candidate.is_dir() or (candidate.suffix == ".txt" and candidate.is_file()):
+        if is_folder(candidate) or (candidate.suffix == ".txt" and is_file(candidate)):
             return candidate
     raise DatasetError(f"{path}: {value} does not exist in {base}; correct the path.")
 

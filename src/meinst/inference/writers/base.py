@@ -98,8 +98,10 @@ class PredictedImage:
 
     def chunks(self) -> Iterator[tuple[int, Detections]]:
         """The detections in groups of at most ``CHUNK``, each with the index of its first."""
-        for start in range(0, len(self.detections), CHUNK):
-            yield start, self.detections[start : start + CHUNK]
+        start = 0
+        for part in self.detections.parts(CHUNK):
+            yield start, part
+            start += len(part)
 
 
 class Writer(ABC):

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from meinst.data.coco import CocoData
+from meinst.data.datasets import parts
 from meinst.data.datasets.dataset import open_dataset
 from meinst.data.datasets.parts import DatasetError
 from meinst.data.training_dataset import TrainingDataset
@@ -175,6 +176,11 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
         lambda r: _edit_yaml(r, train="images/absent"),
         r"data\.yaml: images/absent does not exist",
     ),
+    (
+        "yolo",
+        lambda r: _edit_yaml(r, train="x" * 3000),
+        r"data\.yaml: x+ \.\.\. x+.* correct the path",
+    ),
     ("cvat yolo", lambda r: (r / "images/train/a.png").unlink(), "1 of its images do not exist"),
     ("labelme", lambda r: (r / "train/a.png").unlink(), r"1 label files whose image .*a\.json"),
     (
@@ -185,7 +191,12 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "labelme",
         lambda r: _edit_labelme(r, shapes=[{"label": "a"}]),
-        "shape 1 has no label or no points",
+        "shape 1 has no label, no points",
+    ),
+    (
+        "labelme",
+        lambda r: _edit_labelme(r, shapes=[{"label": "a", "points": [], "group_id": [1]}]),
+        "shape 1 has no label, no points or no valid group_id",
     ),
     ("labelme", lambda r: (r / "train/a.json").write_text('{"shapes": ['), r"a\.json is not JSON"),
     (
@@ -232,6 +243,28 @@ def test_faults_are_named(
     with pytest.raises(DatasetError, match=reason) as caught:
         open_dataset(tmp_path).read("train")
     assert "\n" not in str(caught.value)
+
+
+def test_large_label_images_of_another_size_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_LARGE", 100)
+    for number, (write, label) in enumerate(
+        (
+            (layouts.write_cellpose, "train/a_masks.tif"),
+            (layouts.write_voc, "VOCdevkit/VOC2012/SegmentationObject/a.png"),
+            (layouts.write_panoptic, "annotations/panoptic_train2017/a.png"),
+        )
+    ):
+        root = tmp_path / str(number)
+        root.mkdir()
+        write(root)
+        open_dataset(root).read("train")
+        with Image.open(root / label) as image:
+            image.resize((90, 50)).save(root / label)
+        (root / label).write_bytes((root / label).read_bytes()[:-20])  # decoding would fail
+        with pytest.raises(DatasetError, match=f"{label} has 90 x 50 pixels, its image "):
+            open_dataset(root).read("train")
 
 
 @pytest.mark.parametrize("kind", ["float", "rgb", "negative", "pages", "jpeg"])
@@ -296,6 +329,7 @@ def test_labelme_shapes(tmp_path: Path) -> None:
     patch[0, 0] = 0
     _edit_labelme(
         tmp_path,
+        imagePath="x" * 3000,  # the file beside it is used
         shapes=[
             {"label": "a", "shape_type": "rectangle", "points": [[2, 3], [10, 9]]},
             {"label": "a", "shape_type": "circle", "points": [[30, 30], [40, 30]]},
