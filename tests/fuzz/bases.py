@@ -29,6 +29,8 @@ def write_bases(folder: Path) -> None:
     _write_models(folder)
     _write_weights(folder)
     _write_layouts(folder / "layouts")
+    _write_videos(folder / "videos")
+    _write_parquet(folder / "detections.parquet")
 
 
 def _write_layouts(folder: Path) -> None:
@@ -36,6 +38,44 @@ def _write_layouts(folder: Path) -> None:
 
     for name, (_, write) in (TWO_CLASSES | ONE_CLASS).items():
         write(folder / name)
+
+
+def _write_videos(folder: Path) -> None:
+    try:
+        from videos import write_video
+
+        folder.mkdir()
+        for suffix in ("mp4", "mkv", "avi", "mov"):
+            write_video(folder / f"a.{suffix}", 6, sound=suffix != "avi")
+    except ImportError as error:
+        print("no videos:", error)
+
+
+def _write_parquet(path: Path) -> None:
+    import torch
+
+    from meinst import Detections
+    from meinst.codecs import DCTCodec
+    from meinst.parquet import make_batch, make_schema, write_parquet
+
+    codec, random = DCTCodec(4, 8), np.random.default_rng(3)
+    corners = torch.tensor(random.uniform(0, 40, (3, 2)), dtype=torch.float32)
+    found = Detections(
+        boxes=torch.cat((corners, corners + 9), dim=1),
+        scores=torch.tensor([0.9, 0.5, 0.25]),
+        labels=torch.tensor([0, 1, 0]),
+        codes=torch.tensor(random.normal(size=(3, 4)), dtype=torch.float32),
+        image_size=(48, 64),
+        codec=codec,
+        class_names=("a", "b"),
+    )
+    try:
+        schema = make_schema(codec, ("a", "b"))
+    except ImportError as error:
+        print("no Parquet files:", error)
+        return
+    batches = [make_batch(schema, part, n, f"{n}.png") for n, part in enumerate((found, found[:0]))]
+    write_parquet(path, schema, batches)
 
 
 def _write_pictures(folder: Path) -> None:
@@ -71,6 +111,16 @@ def _write_pictures(folder: Path) -> None:
         values = deep.transpose(2, 0, 1) if name == "planes" else deep
         tifffile.imwrite(folder / f"{name}.tif", values, **options)
     tifffile.imwrite(folder / "float.tif", deep[..., 0].astype(np.float32))
+    planes = {"imagej": "TZCYX", "ome": "CTZYX"}
+    for name, axes in planes.items():
+        stack = deep[..., :2].transpose(2, 0, 1).reshape(1, 1, 2, *SIZE).repeat(3, axis=1)
+        tifffile.imwrite(
+            folder / f"{name}.tif",
+            stack if name == "imagej" else np.moveaxis(stack, 2, 0),
+            metadata={"axes": axes},
+            photometric="minisblack",
+            **{name: True},
+        )
     tifffile.imwrite(folder / "pages.tif", deep[..., 0][None].repeat(3, axis=0), byteorder=">")
     try:
         from pillow_heif import register_heif_opener

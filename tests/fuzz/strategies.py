@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -200,6 +201,50 @@ def datasets(bases: Path) -> Cases:
     return st.sampled_from(files).flatmap(case)
 
 
+def videos(bases: Path) -> Cases:
+    """Videos, edited or cut off."""
+    files = sorted((bases / "videos").glob("*"))
+
+    def case(path: Path) -> Cases:
+        content = path.read_bytes()
+        cut = st.floats(0, 1).map(lambda share: content[: int(share * len(content))])
+        texts = st.one_of(*[_bytes(content)] * 4, cut)
+        return texts.map(lambda text: Case("videos", f"fuzzed{path.suffix}", text))
+
+    return st.sampled_from(files).flatmap(case) if files else st.nothing()
+
+
+def parquet(bases: Path) -> Cases:
+    """Stored detections: other bytes, or other rows and metadata."""
+    path = bases / "detections.parquet"
+    if not path.exists():
+        return st.nothing()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content, table = path.read_bytes(), pq.read_table(path)
+    metadata = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
+
+    def write(edits: tuple[Any, Any]) -> bytes:
+        rows, texts = edits
+        try:
+            kept = {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in texts.items()}
+            try:
+                new = pa.Table.from_pylist(rows, table.schema)
+            except (pa.ArrowException, TypeError, ValueError):
+                new = pa.Table.from_pylist(rows)
+            file = io.BytesIO()
+            pq.write_table(new.replace_schema_metadata(kept), file)
+            return file.getvalue()
+        except Exception:  # of what no Parquet file can hold
+            return content[:-1]
+
+    rows, same = edited(table.to_pylist(), 3), st.just(table.to_pylist())
+    pairs = st.one_of(st.tuples(rows, st.just(metadata)), st.tuples(same, edited(metadata, 1)))
+    texts = st.one_of(_bytes(content), pairs.map(write), pairs.map(write))
+    return texts.map(lambda text: Case("parquet", "fuzzed.parquet", text))
+
+
 _NAMES = st.sampled_from(
     ["a", "a.json", "a.txt", "a.tif", "A.PNG", "data.yaml", "é.png", "x" * 200, " ", "a\nb.png"]
 )
@@ -233,6 +278,8 @@ STRATEGIES: dict[str, Callable[[Path], Cases]] = {
     "exports": exports,
     "detections": detections,
     "datasets": datasets,
+    "videos": videos,
+    "parquet": parquet,
 }
 
 

@@ -6,6 +6,8 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import closing, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,50 @@ def run_pictures(path: Path, bases: Path) -> None:
     """Read a picture and its header, and predict on it."""
     from meinst.data.images import check_header, read_image
 
+    if path.stat().st_size % 3 == 0:
+        _read_frames(path)
     picture = read_image(path)
     pixels = picture.pixels
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     check_header(path, (pixels.shape[1], pixels.shape[0]))
-    if pixels.size < 10_000_000:
+    if pixels.size < 10_000_000 and max(pixels.shape) < 4000:  # few windows
         _use_model(_model(bases / "model.safetensors"), pixels)
+
+
+def _read_frames(path: Path) -> None:
+    """Read a channel and the first frames of a picture."""
+    from meinst import InputOptions
+    from meinst.data.channels import read_channels
+    from meinst.data.frames import PictureReader
+    from meinst.data.images import ImageError
+    from meinst.images.frames import FrameChoice, expand_frames
+
+    with closing(PictureReader(InputOptions(channels=(0,)), lambda *_: True)) as reader:
+        for source in islice(expand_frames([path], FrameChoice()), 3):
+            reader.read(source)
+            with suppress(ImageError):  # of kinds that only Pillow reads
+                read_channels(source)
+
+
+def run_videos(path: Path, bases: Path) -> None:  # noqa: ARG001
+    """Decode the first frames of a video."""
+    from meinst.images.video import FrameRange, VideoReader
+
+    with VideoReader(path) as video:
+        for frame in islice(video.read(FrameRange(every=2)), 20):
+            assert frame.pixels.dtype == np.uint8
+            assert frame.pixels.shape[2] == 3
+
+
+def run_parquet(path: Path, bases: Path) -> None:  # noqa: ARG001
+    """Read stored detections and convert them."""
+    from meinst import Detections
+
+    with Detections.from_parquet(path) as stored:
+        for number in islice(stored, 20):
+            stored.file(number)
+            stored[number].to_coco(number)
 
 
 def run_models(path: Path, bases: Path) -> None:
@@ -194,6 +233,8 @@ RUN: dict[str, Callable[[Path, Path], None]] = {
     "exports": run_exports,
     "detections": run_detections,
     "datasets": run_datasets,
+    "videos": run_videos,
+    "parquet": run_parquet,
     "self_test": run_self_test,
 }
 
@@ -237,6 +278,8 @@ def valid_cases(bases: Path) -> list[tuple[str, str, bytes]]:
     """A case of each kind that must be accepted: target, name and content."""
     cases = [("annotations", "a.json", (bases / "data/annotations.json").read_bytes())]
     cases += [("pictures", p.name, p.read_bytes()) for p in sorted((bases / "pictures").iterdir())]
+    cases += [("videos", p.name, p.read_bytes()) for p in sorted((bases / "videos").glob("*"))]
+    cases += [("parquet", p.name, p.read_bytes()) for p in bases.glob("*.parquet")]
     cases += [("codecs", p.name, p.read_bytes()) for p in sorted(bases.glob("*.npz"))]
     for pattern in ("*.pth", "*.pkl"):
         cases += [("weights", p.name, p.read_bytes()) for p in sorted(bases.glob(pattern))]

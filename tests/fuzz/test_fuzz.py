@@ -13,7 +13,7 @@ from fuzz.targets import RUN, valid_cases
 
 CORPUS = Path(__file__).parent / "corpus"
 EXAMPLES = {"annotations": 150, "pictures": 250, "models": 120, "codecs": 250, "weights": 150}
-EXAMPLES |= {"exports": 15, "detections": 100, "datasets": 100}
+EXAMPLES |= {"exports": 15, "detections": 100, "datasets": 100, "videos": 60, "parquet": 100}
 
 
 @pytest.mark.parametrize("target", EXAMPLES)
@@ -22,7 +22,7 @@ def test_damaged_input_is_read_or_rejected_clearly(
 ) -> None:
     strategy = STRATEGIES[target](bases)
     if strategy.is_empty:
-        pytest.skip("no engine is installed")
+        pytest.skip("what it needs is not installed")
 
     @settings(GENERATE, max_examples=EXAMPLES[target], derandomize=True)
     @given(strategy)

@@ -6,25 +6,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from meinst.data.images import ImageError
 from meinst.images.frames import Frame, PictureSource, file_of
 from meinst.images.pixel_size import tiff_pixel_size
 from meinst.images.readers import (
+    HEAD,
     check_pixels,
     is_tiff,
+    open_image,
     open_tiff,
     orientation_of,
-    prepare_pillow,
     read_deep,
 )
 from meinst.images.rgb import turn
-from meinst.images.sources import ImageFile, opened, to_file
+from meinst.images.sources import ImageFile, to_file
 from meinst.images.tiff_levels import ALL_CHANNELS
 from meinst.images.tiff_regions import TiffRegions
-
-_HEAD = 64  # bytes that tell the format of a file
 
 
 def read_channels(source: PictureSource) -> NDArray[Any]:
@@ -42,7 +40,7 @@ def read_channels(source: PictureSource) -> NDArray[Any]:
     file = to_file(file_of(source))
     try:
         with file.open("rb") as stream:
-            tiff = is_tiff(stream.read(_HEAD))
+            tiff = is_tiff(stream.read(HEAD))
         if tiff:
             return _tiff_channels(file, source.index if isinstance(source, Frame) else 0)
         values = turn(*_stored_values(file))
@@ -75,7 +73,7 @@ def read_pixel_size(file: ImageFile) -> float | None:
     """Side of a pixel in micrometres, which TIFF files may state; None if it is not known."""
     try:
         with file.open("rb") as stream:
-            if not is_tiff(stream.read(_HEAD)):
+            if not is_tiff(stream.read(HEAD)):
                 return None
         with open_tiff(file) as tiff:
             return tiff_pixel_size(tiff, tiff.pages.first)
@@ -85,8 +83,6 @@ def read_pixel_size(file: ImageFile) -> float | None:
 
 def _stored_values(file: ImageFile) -> tuple[NDArray[Any], int]:
     """The values of an image as they are stored, and the EXIF orientation."""
-    with file.open("rb") as stream:
-        prepare_pillow(stream.read(_HEAD))
-    with Image.open(opened(file)) as image:
+    with open_image(file) as image:
         check_pixels(image.width, image.height)
         return read_deep(file, image) or (np.asarray(image), orientation_of(image))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from meinst.data.images import (
-    HEAD,
     ImageError,
     Picture,
     check_file,
@@ -24,14 +23,16 @@ from meinst.images.extent import ONE_IMAGE, image_extent
 from meinst.images.frames import Frame, FrameChoice, PictureSource, expand_frames
 from meinst.images.intensity import InputOptions
 from meinst.images.readers import (
+    HEAD,
     UnsupportedImageError,
     check_pixels,
+    is_deep,
     is_tiff,
+    open_image,
     open_tiff,
-    prepare_pillow,
 )
 from meinst.images.rgb import Pixels
-from meinst.images.sources import ImageFile, ImageSource, opened, to_file, to_source
+from meinst.images.sources import ImageFile, ImageSource, to_file, to_source
 from meinst.images.tiff_frames import TiffFrames, no_frame
 
 if TYPE_CHECKING:
@@ -52,12 +53,11 @@ class PictureReader:
         self._file: ImageFile | None = None
         self._animation: Image.Image | None = None
         self._tiff: TiffFile | None = None
+        self._open = ExitStack()
 
     def close(self) -> None:
         """Close the file that was read last."""
-        for each in (self._animation, self._tiff):
-            if each is not None:
-                each.close()
+        self._open.close()
         self._source = self._file = self._animation = self._tiff = None
 
     def read(self, source: PictureSource) -> Picture | RegionImage:
@@ -84,10 +84,14 @@ class PictureReader:
         try:
             with file.open("rb") as stream:
                 head = stream.read(HEAD)
-            if is_tiff(head):
+            if not is_tiff(head):
+                return self._read_with_pillow(file, frame.index)
+            try:
                 return self._read_plane(file, frame.index)
-            prepare_pillow(head)
-            return self._read_animated(file, frame.index)
+            except UnsupportedImageError:
+                with suppress(Exception):  # Pillow reads more compressions
+                    return self._read_with_pillow(file, frame.index)
+                raise
         except ImageError:
             raise
         except Exception as error:  # readers raise almost anything for damaged files
@@ -95,7 +99,7 @@ class PictureReader:
 
     def _read_plane(self, file: ImageFile, index: int) -> Picture | RegionImage:
         if self._tiff is None:
-            self._tiff = open_tiff(file)
+            self._tiff = self._open.enter_context(open_tiff(file))
         page = TiffFrames(self._tiff).planes(index)[0].page
         if not self._fits(page.imagelength, page.imagewidth):  # read later, by another thread
             return TiffImage(file, self._options, index)
@@ -104,15 +108,17 @@ class PictureReader:
         height, width = image.size
         return Picture(image.read((0, 0, width, height)), image.stretch, image.extent)
 
-    def _read_animated(self, file: ImageFile, index: int) -> Picture:
-        """A frame of a GIF, WebP or PNG file, whose frames build on those before."""
+    def _read_with_pillow(self, file: ImageFile, index: int) -> Picture:
+        """A frame of a GIF, WebP or PNG file, which build on those before, or a page of a TIFF."""
         if self._animation is None:
-            self._animation = Image.open(opened(file))
+            self._animation = self._open.enter_context(open_image(file))
             check_pixels(self._animation.width, self._animation.height)
         frames = image_extent(file, self._animation).frames
         if index >= frames:
             raise UnsupportedImageError(no_frame(index, frames))
         self._animation.seek(index)
+        if is_deep(self._animation):
+            raise UnsupportedImageError("has more than 8 bits per channel; convert it to TIFF.")
         picture = from_pillow_frame(self._animation, self._options)
         return replace(picture, extent=ONE_IMAGE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,13 +21,14 @@ from meinst.images.intensity import (
     opaque_value,
 )
 from meinst.images.readers import (
+    HEAD,
     UnsupportedImageError,
     check_pixels,
     cuts_values,
     is_big_endian_bigtiff,
     is_tiff,
+    open_image,
     orientation_of,
-    prepare_pillow,
     read_deep,
     read_tiff,
     tiff_sizes,
@@ -34,14 +36,11 @@ from meinst.images.readers import (
 from meinst.images.rgb import Pixels, choose_channels, pillow_to_rgb, turn, values_to_rgb
 from meinst.images.search import find_images as find_images
 from meinst.images.search import unreadable_kind
-from meinst.images.sources import ImageFile, MemoryFile, opened
+from meinst.images.sources import ImageFile, MemoryFile
 from meinst.images.tiff_regions import TiffRegions
 from meinst.options import FileError
 
 ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
-
-HEAD = 64
-"""Bytes that tell the format of a file."""
 
 
 class ImageError(FileError):
@@ -193,9 +192,8 @@ def header_sizes(path: Path) -> list[tuple[int, int]]:
     """Width and height as stored, and as turned upright."""
     with path.open("rb") as file:
         head = file.read(HEAD)
-    prepare_pillow(head)
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             check_pixels(image.width, image.height)
             turned = orientation_of(image) >= 5
             return [image.size, image.size[::-1]] if turned else [image.size]
@@ -247,29 +245,43 @@ def _decode(path: ImageFile, options: InputOptions) -> tuple[Picture, int]:
     """The stored image, and the EXIF orientation that is still to be applied."""
     with path.open("rb") as file:
         head = file.read(HEAD)
-    prepare_pillow(head)
-    if is_tiff(head) and options.channels:
+    if not (is_tiff(head) and options.channels):
+        return _decode_first(path, head, options)
+    try:
         return _decode_channels(path, options)
+    except UnsupportedImageError:
+        with suppress(Exception):  # Pillow reads more compressions
+            return _decode_first(path, head, options)
+        raise
+
+
+def _decode_first(path: ImageFile, head: bytes, options: InputOptions) -> tuple[Picture, int]:
+    """As :func:`_decode`, of the first page or frame."""
     if is_big_endian_bigtiff(head):
         return _decode_tiff(path, options), 1
     try:
-        image = Image.open(opened(path))
+        with open_image(path) as image:
+            picture, orientation = _decode_opened(path, image, options)
+            return replace(picture, extent=image_extent(path, image)), orientation
     except UnidentifiedImageError:
         if not is_tiff(head):
             raise
-        return _decode_tiff(path, options), 1
-    with image:
-        check_pixels(image.width, image.height)
-        deep = read_deep(path, image)
-        if deep is None:
-            image.load()
-            picture, orientation = _from_pillow(image, options), orientation_of(image)
-        else:
-            values, orientation = deep
-            if image.format == "TIFF":  # Pillow turns TIFF files itself
-                values, orientation = turn(values, orientation), 1
-            picture = _from_values(choose_channels(values, options), options)
-        return replace(picture, extent=image_extent(path, image)), orientation
+    return _decode_tiff(path, options), 1
+
+
+def _decode_opened(
+    path: ImageFile, image: Image.Image, options: InputOptions
+) -> tuple[Picture, int]:
+    """As :func:`_decode`, of a file that Pillow has opened."""
+    check_pixels(image.width, image.height)
+    deep = read_deep(path, image)
+    if deep is None:
+        image.load()
+        return _from_pillow(image, options), orientation_of(image)
+    values, orientation = deep
+    if image.format == "TIFF":  # Pillow turns TIFF files itself
+        values, orientation = turn(values, orientation), 1
+    return _from_values(choose_channels(values, options), options), orientation
 
 
 def _decode_channels(path: ImageFile, options: InputOptions) -> tuple[Picture, int]:

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from meinst.data.images import HEAD, ImageError, check_file, file_error
+from meinst.data.images import ImageError, check_file, file_error
 from meinst.images.extent import image_extent
 from meinst.images.readers import (
+    HEAD,
     check_pixels,
     is_big_endian_bigtiff,
+    open_image,
     orientation_of,
-    prepare_pillow,
     read_deep,
     read_tiff,
 )
@@ -35,10 +35,9 @@ def read_labels(path: Path) -> NDArray[Any]:
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
-        prepare_pillow(head)
         if is_big_endian_bigtiff(head):
             return turn(*read_tiff(path))
-        with Image.open(path) as image:
+        with open_image(path) as image:
             check_pixels(image.width, image.height)
             fault = "is a JPEG file, which does not keep values" if image.format == "JPEG" else ""
             extent = image_extent(path, image)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from meinst.data.images import (
-    HEAD,
     ImageError,
     Picture,
     check_file,
@@ -38,7 +37,7 @@ from meinst.images.intensity import (
     stretch_of_parts,
     stretch_of_sample,
 )
-from meinst.images.readers import UnsupportedImageError, is_tiff
+from meinst.images.readers import HEAD, UnsupportedImageError, is_tiff
 from meinst.images.rgb import Pixels, turn, values_to_rgb
 from meinst.images.sources import ImageFile
 from meinst.images.tiff_levels import DamagedRegionError, Level, Region

@@ -146,7 +146,7 @@ class Detections:
         Args:
             count: most detections of a part; fewer if their boxes have many pixels.
         """
-        boxes = self.boxes.detach().cpu().numpy()
+        boxes = self.boxes.detach().cpu().double().numpy()
         return (self[part] for part in group_crops(boxes, self.image_size, count))
 
     @torch.no_grad()

@@ -7,14 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from PIL import Image
-
 from meinst.images.extent import image_extent
-from meinst.images.readers import is_tiff, open_tiff, prepare_pillow
-from meinst.images.sources import ImageFile, ImageSource, opened, to_file
+from meinst.images.readers import HEAD, is_tiff, open_image, open_tiff
+from meinst.images.sources import ImageFile, ImageSource, to_file
 from meinst.images.tiff_frames import TiffFrames
-
-_HEAD = 64  # bytes that tell the format of a file
 
 
 @dataclass(frozen=True)
@@ -125,11 +121,10 @@ def expand_frames(sources: Iterable[ImageSource], choice: FrameChoice) -> Iterat
 def _frames_of(file: ImageFile) -> tuple[int, TiffFrames | None]:
     """Number of frames, and where they are in a TIFF file."""
     with file.open("rb") as stream:
-        head = stream.read(_HEAD)
+        head = stream.read(HEAD)
     if is_tiff(head):
         with open_tiff(file) as tiff:
             frames = TiffFrames(tiff)
         return frames.frames, frames
-    prepare_pillow(head)
-    with Image.open(opened(file)) as image:
+    with open_image(file) as image:
         return image_extent(file, image).frames, None

@@ -18,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from meinst.images.sources import ImageFile, opened
+from meinst.images.sources import BoundedFile, ImageFile, opened
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
 Values: TypeAlias = NDArray[Any]
+
+HEAD = 64
+"""Bytes that tell the format of a file."""
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -52,6 +55,20 @@ def prepare_pillow(head: bytes) -> None:
         register_heif_opener()
 
 
+@contextmanager
+def open_image(file: ImageFile) -> Iterator[Image.Image]:
+    """Open a file with Pillow; it is closed afterwards.
+
+    Raises:
+        PIL.UnidentifiedImageError: if it is not an image.
+    """
+    with BoundedFile(file) if isinstance(file, Path) else file.open() as stream:
+        prepare_pillow(stream.read(HEAD))
+        stream.seek(0)
+        with Image.open(stream) as image:
+            yield image
+
+
 def is_tiff(head: bytes) -> bool:
     """Whether a file is a TIFF file, by its first bytes."""
     return head[:4] in _TIFF_MAGIC
@@ -72,6 +89,15 @@ def check_pixels(width: int, height: int) -> None:
         raise Image.DecompressionBombError  # Pillow raises it from twice as many on
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether Pillow would cut the values of a frame to 8 bits."""
+    if image.format != "TIFF":
+        return cuts_values(image)
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    formats = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+    return max(tags.get(_BITS, (1,))) > 8 or set(formats) != {_UNSIGNED}
+
+
 def read_deep(path: ImageFile, image: Image.Image) -> tuple[Values, int] | None:
     """The values of a file that Pillow would cut, and their EXIF orientation; else None.
 
@@ -87,11 +113,7 @@ def read_deep(path: ImageFile, image: Image.Image) -> tuple[Values, int] | None:
         UnsupportedImageError: if nothing here can read such a file.
     """
     if image.format == "TIFF":
-        tags: Any = image.tag_v2  # type: ignore[attr-defined]
-        formats = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
-        if max(tags.get(_BITS, (1,))) <= 8 and set(formats) == {_UNSIGNED}:
-            return None
-        return read_tiff(path)
+        return read_tiff(path) if is_deep(image) else None
     if image.format == "JPEG2000":
         deep = _is_deep_jpeg2000(path) and image.mode not in ("I;16", "I")
         return (_decode_jpeg2000(path), orientation_of(image)) if deep else None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
+
+from typing_extensions import override
 
 from meinst.options import FileError, plain_message
 
@@ -115,8 +118,29 @@ def to_file(source: ImageSource) -> ImageFile:
 
 
 def opened(file: ImageFile) -> Path | BinaryIO:
-    """What Pillow and tifffile take for a file."""
+    """What tifffile takes for a file."""
     return file if isinstance(file, Path) else file.open()
+
+
+class BoundedFile(io.BufferedReader):
+    """A file of which no more bytes are read than it has.
+
+    Readers take lengths from the file. If one of them is damaged, Python would allocate as much
+    memory before it reads the few bytes that there are.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._length = os.fstat(self.fileno()).st_size
+
+    @override
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(self._length - self.tell(), 0))
+        return super().read(size)
 
 
 def expand_address(url: str, *, recursive: bool = False) -> list[Address]:

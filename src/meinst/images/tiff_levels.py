@@ -219,10 +219,10 @@ class TiffLevel:
         if not count:
             return None
         file = page.parent.filehandle
+        if offset + count > file.size:
+            raise DamagedRegionError("the file ends before it")
         file.seek(offset)
         data = file.read(count)
-        if len(data) < count:
-            raise DamagedRegionError("the file ends before it")
         tables: dict[str, Any] = {}
         if page.compression in _JPEG:
             tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}

@@ -97,7 +97,7 @@ class VideoReader:
         self.broken: str | None = None
         address, options = _address(source)
         try:
-            self._container: InputContainer = av.open(address, **options)
+            self._container: InputContainer = av.open(address, metadata_errors="replace", **options)
         except av.FFmpegError as error:
             raise VideoError(
                 f"{self.name} cannot be opened as a video: {_reason(error)}"

@@ -169,3 +169,18 @@ def test_a_frame_of_a_damaged_file_names_it(tmp_path: Path) -> None:
         pytest.raises(ImageError, match=r"a\.tif"),
     ):
         reader.read(Frame(path, 5))
+
+
+def test_pages_that_only_pillow_reads(tmp_path: Path) -> None:
+    """Scanned documents: pages of one bit, compressed for faxes."""
+    pages = [Image.fromarray(STACK[0, z, 0] > 30_000) for z in range(Z)]
+    path = tmp_path / "scan.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:], compression="group4")
+    frames = list(read_frames(path))
+    assert len(frames) == Z
+    for z, pixels in enumerate(frames):
+        np.testing.assert_array_equal(pixels, to_rgb(STACK[0, z, 0] > 30_000))
+    chosen = read_image(path, InputOptions(channels=(0, 0, 0))).pixels
+    np.testing.assert_array_equal(chosen, frames[0])
+    with pytest.raises(ImageError, match="CCITTFAX4"):
+        read_image(path, InputOptions(channels=(7,)))

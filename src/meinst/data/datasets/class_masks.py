@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from meinst.data.coco import CocoData
 from meinst.data.datasets.assemble import LabelledImage, assemble
+from meinst.data.datasets.matlab import read_matlab
 from meinst.data.datasets.parts import (
     NO_MATCH,
     WHOLE,
@@ -200,19 +201,12 @@ class _SBDLabels:
     def read(self, name: str, image: Path) -> tuple[NDArray[Any], NDArray[Any], Path]:  # noqa: ARG002
         path = self.base / "inst" / f"{name}.mat"
         try:
-            from scipy.io import loadmat
-            from scipy.io.matlab import matfile_version
-        except ImportError as error:
-            raise ImportError(
-                "SBD's .mat files need the package scipy: pip install scipy"
-            ) from error
-        try:
-            if matfile_version(path)[0] != 1:  # scipy takes damaged files for those of version 4
-                raise ValueError("it is not a MATLAB file of version 5 to 7")
-            content = loadmat(path, mat_dtype=False)["GTinst"][0, 0]
+            content = read_matlab(path)["GTinst"][0, 0]
             objects = np.asarray(content["Segmentation"])
             of_object = np.append(0, np.asarray(content["Categories"]).ravel())
             return objects, of_object[objects], path
+        except ImportError:
+            raise
         except Exception as error:  # scipy raises almost anything for damaged files
             reason = " ".join(str(error).split())
             raise DatasetError(f"{path} cannot be read ({reason}); restore it.") from error
