@@ -57,6 +57,8 @@ class DetectionFields(Protocol):
     @property
     def codes(self) -> Tensor: ...  # noqa: D102
     @property
+    def track_ids(self) -> Tensor | None: ...  # noqa: D102
+    @property
     def image_size(self) -> tuple[int, int]: ...  # noqa: D102
     @property
     def codec(self) -> MaskDecoder: ...  # noqa: D102
@@ -106,6 +108,7 @@ def make_schema(codec: MaskDecoder, class_names: tuple[str, ...], model: str = "
             pa.field("class_id", pa.int32()),
             pa.field("class_name", pa.string()),
             pa.field("code", pa.list_(number, codec.n_components)),
+            pa.field("track_id", pa.int64()),
         ],
         metadata=metadata,
     )
@@ -140,6 +143,9 @@ def make_batch(schema: Any, detections: DetectionFields, image_id: int, file: st
             pa.array(labels, pa.int32()),
             pa.array([detections.class_names[label] for label in labels.tolist()], pa.string()),
             _lists(detections.codes, schema.field("code").type),
+            pa.nulls(count, pa.int64())
+            if detections.track_ids is None
+            else pa.array(detections.track_ids.cpu().numpy(), pa.int64()),
         ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -160,19 +166,45 @@ def write_parquet(path: Path, schema: Any, batches: Iterable[Any]) -> None:
 
 
 def write_row_groups(file: BinaryIO, schema: Any, batches: Iterable[Any]) -> None:
-    """Write the content of a file; a row group is written as soon as it is full."""
-    pa = import_pyarrow()
-    options = {"compression": "zstd", "write_page_checksum": True}
-    with pa.parquet.ParquetWriter(file, schema, **options) as writer:
-        waiting, rows = [], 0
-        for batch in batches:
-            waiting.append(batch)
-            rows += batch.num_rows
-            if rows >= _ROWS:
-                writer.write_table(pa.Table.from_batches(waiting, schema), row_group_size=_ROWS)
-                waiting, rows = [], 0
-        if waiting:
-            writer.write_table(pa.Table.from_batches(waiting, schema), row_group_size=_ROWS)
+    """Write the content of a file."""
+    writer = RowGroupWriter(file, schema)
+    for batch in batches:
+        writer.write(batch)
+    writer.close()
+
+
+class RowGroupWriter:
+    """Writes the content of a file; a row group is written as soon as it is full.
+
+    Args:
+        file: open for writing.
+        schema: of :func:`make_schema`.
+    """
+
+    def __init__(self, file: BinaryIO, schema: Any) -> None:
+        self.schema = schema
+        options = {"compression": "zstd", "write_page_checksum": True}
+        self._writer = import_pyarrow().parquet.ParquetWriter(file, schema, **options)
+        self._waiting: list[Any] = []
+        self._rows = 0
+
+    def write(self, batch: Any) -> None:
+        """Append the rows of a batch."""
+        self._waiting.append(batch)
+        self._rows += batch.num_rows
+        if self._rows >= _ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Write the last rows and the end."""
+        if self._waiting:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        table = import_pyarrow().Table.from_batches(self._waiting, self.schema)
+        self._writer.write_table(table, row_group_size=_ROWS)
+        self._waiting, self._rows = [], 0
 
 
 def is_detections_file(path: Path) -> bool:
@@ -256,6 +288,7 @@ class StoredDetections(Mapping[int, T], Generic[T]):
                 image_size=(height, width),
                 codec=self.codec,
                 class_names=self.class_names,
+                track_ids=_tracks(table.column("track_id")),
             )
 
     def file(self, image_id: int) -> str:
@@ -380,6 +413,15 @@ def _matrix(column: Any, dtype: type) -> np.ndarray:
 def _vector(column: Any, dtype: type) -> np.ndarray:
     """An array of numbers, a copy."""
     return np.array(column.to_numpy(), dtype)
+
+
+def _tracks(column: Any) -> Tensor | None:
+    """Numbers of tracks; None if there are none."""
+    if column.null_count == len(column):
+        return None
+    if column.null_count:
+        raise ValueError("some detections have a track_id and others do not")
+    return torch.from_numpy(_vector(column, np.int64))
 
 
 def _printable(name: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from videos import RATE, write_video
 
+from meinst import Detections
 from meinst.cli.main import main
 from meinst.detector.meinst import MEInst
 from meinst.images.video import FrameRange, VideoError, VideoReader
@@ -228,3 +229,26 @@ def test_source_is_not_overwritten(tiny_model: MEInst, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"clip\.mp4 would be overwritten"):
         predict_video(tiny_model, clip, tmp_path)
     assert clip.read_bytes() == content
+
+
+def test_chosen_formats(
+    tiny_model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    clip, output = write_video(tmp_path / "clip.mkv", 6, lossless=True), tmp_path / "out"
+    arguments = ["predict", str(clip), "--model", str(tiny_model_file), "--output", str(output)]
+    assert main([*arguments, "--save", "parquet,coco"]) == 0
+    assert names(output) == ["clip.images.json", "clip.json", "clip.parquet"]
+    results = json.loads((output / "clip.json").read_text())
+    with Detections.from_parquet(output / "clip.parquet") as stored:
+        assert list(stored) == [1, 2, 3, 4, 5, 6]
+        found = [entry for number in stored for entry in stored[number].to_coco(number)]
+        assert stored.file(2) == str(clip)
+    assert found == results
+    assert max(entry["track_id"] for entry in results) > 0
+    assert main([*arguments, "--save", "geojson"]) == 2
+    message = (
+        "--save: videos have no format 'geojson'; those of videos are overlay, mot, coco, parquet"
+    )
+    assert message in capsys.readouterr().err
+    assert names(output) == ["clip.images.json", "clip.json", "clip.parquet"]

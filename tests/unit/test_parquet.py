@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +49,25 @@ def test_no_detections(tmp_path: Path) -> None:
         assert_equal(stored[5], nothing())
     (row,) = pq.read_table(tmp_path / "a.parquet").to_pylist()
     image = {"image_id": 5, "file": "b.png", "image_height": 40, "image_width": 50}
-    assert row == image | dict.fromkeys(("box", "score", "class_id", "class_name", "code"))
+    columns = ("box", "score", "class_id", "class_name", "code", "track_id")
+    assert row == image | dict.fromkeys(columns)
+
+
+def test_tracks(tmp_path: Path) -> None:
+    detections = replace(drawn(), track_ids=torch.arange(10) - 1)
+    detections.to_parquet(tmp_path / "a.parquet")
+    with Detections.from_parquet(tmp_path / "a.parquet") as stored:
+        assert stored[1].track_ids is not None
+        assert stored[1].track_ids.tolist() == list(range(-1, 9))
+    table = pq.read_table(tmp_path / "a.parquet")
+    place = table.schema.get_field_index("track_id")
+    some = pa.array([None, *range(9)], pa.int64())
+    pq.write_table(table.set_column(place, "track_id", some), tmp_path / "b.parquet")
+    with (
+        Detections.from_parquet(tmp_path / "b.parquet") as stored,
+        pytest.raises(ValueError, match="some detections have a track_id and others do not"),
+    ):
+        stored[1]
 
 
 def test_columns_for_other_programs(tmp_path: Path) -> None:

@@ -42,11 +42,11 @@ class PredictArguments:
     them with pycocotools: COCO("images.json").loadRes("predictions.json"), unless there are no
     detections. Other formats are chosen with --save. Overlays that earlier runs wrote there are
     skipped. If a file has several frames or channels, only the first is used, unless --frames or
-    --channels says otherwise. Of slides and other
-    large TIFF files, only the parts that are needed are read, and the overlay is a reduced copy. A
-    run that ended early (killed, full disk) continues with --resume and ends with the same files.
-    The exit code is 1 if an image or a part of one could not be read, or if a folder or pattern
-    contains pictures or videos of kinds that cannot be read; they are counted in a warning.
+    --channels says otherwise. Of slides and other large TIFF files, only the parts that are needed
+    are read, and the overlay is a reduced copy. A run that ended early (killed, full disk)
+    continues with --resume and ends with the same files. The exit code is 1 if an image or a part
+    of one could not be read, or if a folder or pattern contains pictures or videos of kinds that
+    cannot be read; they are counted in a warning.
 
     A video becomes an annotated video with its sound, tracks in MOT format (.txt), and COCO results
     with a track_id (.json, with the frames in .images.json). Ctrl-C ends it at the current frame.
@@ -57,10 +57,12 @@ class PredictArguments:
             addresses of streams (rtsp://...), or the number of a camera.
         model: a shipped model's name (see meinst models), a model file or an exported folder.
         output: folder for the results; created if it does not exist.
-        save: what to write for images, separated by commas: overlay (JPEG), coco (predictions.json,
-            images.json), parquet (compact detections of all images), geojson (polygons for QuPath),
-            labels (TIFF label images), ome-zarr (multiscale label images), yolo and labelme (labels
-            to be corrected), imagej (ROIs), csv (measurements of all objects).
+        save: what to write, separated by commas. For images: overlay (JPEG), coco
+            (predictions.json, images.json), parquet (compact detections of all images), geojson
+            (polygons for QuPath), labels (TIFF label images), ome-zarr (multiscale label images),
+            yolo and labelme (labels to be corrected), imagej (ROIs), csv (measurements of all
+            objects); by default overlay,coco. For videos: overlay (the annotated video), mot, coco,
+            parquet; by default overlay,mot,coco.
         recursive: include the folders below the given ones.
         from_file: a text file with further sources, one a line; - reads them from the standard
             input. By default, all sources are arguments.
@@ -97,7 +99,7 @@ class PredictArguments:
     sources: tuple[str, ...] = ()
     model: str = "photos"
     output: Path = Path("predictions")
-    save: str = "overlay,coco"
+    save: str | None = None
     recursive: bool = False
     from_file: str | None = None
     score_threshold: float | None = None
@@ -125,11 +127,13 @@ def run(arguments: Sequence[str]) -> int:
     sources = _sources(options)
     videos = [source for source in sources if is_video(source)]
     images = [source for source in sources if source not in videos]
+    if videos:
+        from meinst.cli.predict_video import predict_videos, video_formats
+
+        video_formats(options)
     code = _predict_images(replace(options, sources=tuple(images))) if images else 0
     if not videos:
         return code
-    from meinst.cli.predict_video import predict_videos
-
     failed = predict_videos(_load(options), videos, options)
     if failed == len(videos) and (code == 2 or not images):
         return 2
@@ -156,9 +160,9 @@ def _predict_images(options: PredictArguments) -> int:
     from meinst.images.search import search_images
     from meinst.inference.predict import predict_files
     from meinst.inference.results import RESULTS
-    from meinst.inference.writers.formats import parse_formats
+    from meinst.inference.writers.formats import DEFAULT_FORMATS, parse_formats
 
-    formats = parse_formats(options.save, "--save: ")
+    formats = parse_formats(options.save or DEFAULT_FORMATS, "--save: ")
     tiles = TileOptions.from_text(options.tile, options.pixel_size, options.max_detections)
     found = search_images(options.sources, recursive=options.recursive)
     sources = _without_overlays(found, options.output)

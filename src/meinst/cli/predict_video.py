@@ -26,12 +26,13 @@ def predict_videos(model: Predictor, sources: Sequence[str], options: PredictArg
     """
     from meinst.images.video import FrameRange
 
-    _check_names(sources, options.output)
+    formats = video_formats(options)
+    _check_names(sources, options.output, formats)
     frames = FrameRange(options.every, options.start, options.end)
     failed = 0
     for source in sources:
         try:
-            summary = _predict(model, source, options, frames)
+            summary = _predict(model, source, options, frames, formats)
         except (ValueError, OSError) as error:
             print_error(error)
             failed += 1
@@ -43,13 +44,26 @@ def predict_videos(model: Predictor, sources: Sequence[str], options: PredictArg
     return failed
 
 
-def _check_names(sources: Sequence[str], output: Path) -> None:
+def video_formats(options: PredictArguments) -> tuple[str, ...]:
+    """The formats of videos that were chosen.
+
+    Raises:
+        ValueError: if one of them is not for videos.
+    """
+    from meinst.inference.video_results import DEFAULT_VIDEO_FORMATS, parse_video_formats
+
+    if options.save is None:
+        return DEFAULT_VIDEO_FORMATS
+    return parse_video_formats(options.save, "--save: ")
+
+
+def _check_names(sources: Sequence[str], output: Path, formats: Sequence[str]) -> None:
     """Reject videos of the same name, of which the last one would replace the others."""
-    from meinst.inference.predict_video import video_files
+    from meinst.inference.video_results import video_files
 
     known: dict[str, str] = {}
     for source in sources:
-        path = video_files(source, output)[0]
+        path = video_files(source, output, formats)[0]
         other = known.setdefault(path.name.casefold(), source)
         if other != source:
             raise ValueError(
@@ -59,7 +73,11 @@ def _check_names(sources: Sequence[str], output: Path) -> None:
 
 
 def _predict(
-    model: Predictor, source: str, options: PredictArguments, frames: FrameRange
+    model: Predictor,
+    source: str,
+    options: PredictArguments,
+    frames: FrameRange,
+    formats: Sequence[str],
 ) -> VideoSummary:
     """Segment a video under a progress bar with the frames per second."""
     from meinst.inference.predict_video import expected_frames, predict_video
@@ -73,6 +91,7 @@ def _predict(
             options.output,
             selection=selection,
             frames=frames,
+            formats=formats,
             tracking=options.track,
             on_frame=lambda: advance(1),
         )

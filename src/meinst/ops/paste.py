@@ -21,7 +21,7 @@ from torch import Tensor
 
 from meinst.ops.rle_kernels import encode_masks, number_masks, paint_masks
 
-MAX_CROP_PIXELS = 2**31
+MAX_CROP_PIXELS = 2**28
 """Pixels in boxes for which masks are made at once."""
 
 CROPS_AT_ONCE = 2**26
