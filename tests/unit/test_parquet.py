@@ -15,7 +15,8 @@ from torch import Tensor
 from meinst import Detections
 from meinst.codecs import Codec, CodecOptions
 from meinst.codecs.registry import CODECS, codec_from_options
-from meinst.parquet import ParquetError, make_batch, make_schema, write_parquet
+from meinst.parquet import make_batch, make_schema, write_parquet
+from meinst.stored_detections import ParquetError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

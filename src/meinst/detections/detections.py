@@ -24,7 +24,7 @@ from meinst.options import printable
 if TYPE_CHECKING:
     import supervision
 
-    from meinst.parquet import StoredDetections
+    from meinst.stored_detections import StoredDetections
 
 _AT_ONCE = 4096  # masks that are decoded together, where all are not needed at the same time
 
@@ -288,7 +288,7 @@ class Detections:
             ValueError: if it does not hold detections.
             ImportError: if pyarrow is missing.
         """
-        from meinst.parquet import StoredDetections
+        from meinst.stored_detections import StoredDetections
 
         return StoredDetections(path, cls)
 

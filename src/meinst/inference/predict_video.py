@@ -74,17 +74,14 @@ def predict_video(
         output: folder; created if it does not exist. Files are named after the source.
         selection: what counts as a detection; the model's own if None.
         frames: which frames; all if None.
-        formats: what to write: ``overlay``, the annotated video with the source's frame times and
-            sound; ``mot``, tracks in MOT format; ``coco``, results with ``track_id``, and their
-            images with number and time of each frame; ``parquet``, compact detections.
+        formats: what to write; names of :data:`meinst.inference.video_results.VIDEO_FORMATS`.
         tracking: whether to follow objects.
         on_frame: called after each frame.
 
     Raises:
         ImportError: if the packages of ``meinst[video]`` are missing.
         OSError: if there is no such source, or the output cannot be written or is in use.
-        ValueError: if a format is unknown.
-        VideoError: if the video cannot be read, or its frames change their size.
+        ValueError: if a format is unknown, the video cannot be read, or its frames change size.
     """
     formats = parse_video_formats(formats)
     selection, chosen = selection or model.selection, frames or FrameRange()
@@ -92,23 +89,14 @@ def predict_video(
     started = time.perf_counter()
     with lock_folder(output), VideoReader(source) as video:
         files = video_files(source, output, formats)
-        tracker = _make_tracker(model, video, chosen, selection) if tracking else None
         run = VideoRun(source, model.class_names, video.rate / chosen.every, chosen.start)
         with _Results(VideoResults(formats, files, run), video, chosen) as results:
             try:
-                for frame, found in _predict(model, video, chosen, selection, tracker):
+                for frame, found in _predict(model, video, chosen, selection, tracking):
                     results.add(frame, found, on_frame)
             except KeyboardInterrupt:
                 log.warning("%s: stopped after %d frames", video.name, results.frames)
-        counts = results.frames, results.detections, len(results.tracks)
-        seconds = time.perf_counter() - started
-        return VideoSummary(str(source), files, *counts, seconds, video.broken)
-
-
-def _make_tracker(
-    model: Predictor, video: VideoReader, chosen: FrameRange, selection: SelectOptions
-) -> Tracker:
-    return Tracker(float(video.rate) / chosen.every, model.class_names, selection.threshold)
+        return results.summary(str(source), files, time.perf_counter() - started)
 
 
 def _predict(
@@ -116,9 +104,13 @@ def _predict(
     video: VideoReader,
     chosen: FrameRange,
     selection: SelectOptions,
-    tracker: Tracker | None,
+    tracking: bool,
 ) -> Iterator[tuple[VideoFrame, Detections]]:
-    """Frames and their detections, with tracks if there is a tracker."""
+    """Frames and their detections, with tracks if objects are followed."""
+    tracker = None
+    if tracking:
+        rate = float(video.rate) / chosen.every
+        tracker = Tracker(rate, model.class_names, selection.threshold)
     images = ((frame, frame.pixels) for frame in video.read(chosen))
     wide = selection if tracker is None else tracker.select(selection)
     for frame, detections in predict_frames(model, images, wide):
@@ -131,7 +123,7 @@ class _Results:
     def __init__(self, files: VideoResults, video: VideoReader, chosen: FrameRange) -> None:
         self.frames = self.detections = 0
         self.tracks = set[int]()
-        self._files = files
+        self._files, self._video = files, video
         self._last = chosen.start
         self._step = chosen.every / float(video.rate)
         self._thread = ThreadPoolExecutor(max_workers=1)
@@ -166,6 +158,11 @@ class _Results:
         self._last = frame.seconds
         if on_frame is not None:
             on_frame()
+
+    def summary(self, source: str, files: tuple[Path, ...], seconds: float) -> VideoSummary:
+        """What was done."""
+        counts = self.frames, self.detections, len(self.tracks)
+        return VideoSummary(source, files, *counts, seconds, self._video.broken)
 
     def _wait(self) -> None:
         if self._waiting is not None:

@@ -29,7 +29,12 @@ VIDEO_FORMATS = {
     "coco": (".json", ".images.json"),
     "parquet": (".parquet",),
 }
-"""Suffixes of the files of each format."""
+"""Suffixes of the files of each format.
+
+``overlay`` is the annotated video with the source's frame times and sound; ``mot``, tracks in the
+format of the MOT Challenge; ``coco``, results with ``track_id``, and their images with number and
+time of each frame; ``parquet``, compact detections.
+"""
 
 DEFAULT_VIDEO_FORMATS = ("overlay", "mot", "coco")
 
