@@ -121,7 +121,14 @@ def test_frames_in_windows(tiny_model: MEInst, tmp_path: Path) -> None:
     tiny_model.input_options = InputOptions(channels=(0, 1, 1))
     try:
         tiles = TileOptions(128)
-        predict_files(tiny_model, [path], tmp_path / "out", tiles=tiles, frames="3:5")
+        predict_files(
+            tiny_model,
+            [path],
+            tmp_path / "out",
+            formats="coco,csv",
+            tiles=tiles,
+            frames="3:5",
+        )
         array = np.moveaxis(large[1, 1], 0, -1)
         expected = tiny_model.predict(array, tile=128)
     finally:
@@ -133,6 +140,16 @@ def test_frames_in_windows(tiny_model: MEInst, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
     second = [each for each in results if each["image_id"] == 2]
     assert second == expected.to_coco(2)
+    with (tmp_path / "out" / "measurements.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["image_id"] == "2"]
+    assert len(rows) == len(expected) > 20
+    for row, mask in zip(rows, expected.masks().numpy(), strict=True):
+        for channel in range(2):
+            inside = large[1, 1, channel][mask]
+            if inside.size:
+                assert float(row[f"mean_{channel + 1}"]) == pytest.approx(inside.mean(), rel=1e-6)
+                deviation = float(row[f"deviation_{channel + 1}"])
+                assert deviation == pytest.approx(inside.std(), rel=1e-6)
 
 
 def test_track_frames(tiny_model: MEInst, stack: Path) -> None:

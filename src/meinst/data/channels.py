@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from meinst.data.images import ImageError
 from meinst.images.frames import Frame, PictureSource, file_of
@@ -19,9 +20,9 @@ from meinst.images.readers import (
     orientation_of,
     read_deep,
 )
-from meinst.images.rgb import turn
+from meinst.images.rgb import stored_region, turn
 from meinst.images.sources import ImageFile, to_file
-from meinst.images.tiff_levels import ALL_CHANNELS
+from meinst.images.tiff_levels import ALL_CHANNELS, Region
 from meinst.images.tiff_regions import TiffRegions
 
 
@@ -42,7 +43,10 @@ def read_channels(source: PictureSource) -> NDArray[Any]:
         with file.open("rb") as stream:
             tiff = is_tiff(stream.read(HEAD))
         if tiff:
-            return _tiff_channels(file, source.index if isinstance(source, Frame) else 0)
+            with ChannelRegions(source) as regions:
+                height, width = regions.size
+                check_pixels(width, height)
+                return regions.read((0, 0, width, height))
         values = turn(*_stored_values(file))
     except Exception as error:  # readers raise almost anything for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -52,15 +56,44 @@ def read_channels(source: PictureSource) -> NDArray[Any]:
     return values[..., :-1] if values.shape[2] in (2, 4) else values
 
 
-def _tiff_channels(file: ImageFile, frame: int) -> NDArray[Any]:
-    """All channels of a frame of a TIFF file, ``(H, W, C)``."""
-    regions = TiffRegions(file, frame, ALL_CHANNELS)
-    try:
-        height, width = regions.levels[0].size
-        check_pixels(width, height)
-        return turn(regions.levels[0].read((0, 0, width, height)), regions.orientation)
-    finally:
-        regions.close()
+class ChannelRegions:
+    """All channels of a TIFF file, of which regions are read; a context manager.
+
+    Args:
+        source: the file, or its frame; of several frames, the first is read.
+
+    Attributes:
+        size: height and width, upright.
+        channels: number of channels, without opacity.
+
+    Raises:
+        UnsupportedImageError: if regions of such a file cannot be read.
+    """
+
+    def __init__(self, source: PictureSource) -> None:
+        frame = source.index if isinstance(source, Frame) else 0
+        self._file = TiffRegions(to_file(file_of(source)), frame, ALL_CHANNELS)
+        stored = self._file.levels[0].size
+        self.size = stored[::-1] if self._file.orientation >= 5 else stored
+        self.channels = self._file.levels[0].read((0, 0, 1, 1), blank=True).shape[2]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """The values of a region as they are stored, turned upright, ``(H, W, C)``.
+
+        Args:
+            region: ``x1 y1 x2 y2`` in pixels.
+
+        Raises:
+            DamagedRegionError: if a part of it cannot be decoded.
+        """
+        level, orientation = self._file.levels[0], self._file.orientation
+        return turn(level.read(stored_region(region, level.size, orientation)), orientation)
 
 
 def grey_or_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

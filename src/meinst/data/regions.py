@@ -38,7 +38,7 @@ from meinst.images.intensity import (
     stretch_of_sample,
 )
 from meinst.images.readers import HEAD, UnsupportedImageError, is_tiff
-from meinst.images.rgb import Pixels, turn, values_to_rgb
+from meinst.images.rgb import Pixels, stored_region, turn, values_to_rgb
 from meinst.images.sources import ImageFile
 from meinst.images.tiff_levels import DamagedRegionError, Level, Region
 from meinst.images.tiff_regions import TiffRegions, tiff_shape
@@ -234,7 +234,7 @@ class TiffImage(RegionImage):
 
     def read(self, region: Region, level: int = 0, *, blank: bool = False) -> Pixels:
         """Read a region; see :meth:`RegionImage.read`."""
-        stored = _stored_region(region, self._file.levels[level].size, self._file.orientation)
+        stored = stored_region(region, self._file.levels[level].size, self._file.orientation)
         try:
             values = self._file.levels[level].read(stored, blank=blank)
         except DamagedRegionError as error:
@@ -304,17 +304,6 @@ def _open_tiff(
         image.close()
         raise wrong_size(path, (image.size[1], image.size[0]), size)
     return image
-
-
-def _stored_region(region: Region, size: tuple[int, int], orientation: int) -> Region:
-    """Where a region of the upright image is in the stored one of ``size``, as in ``turn``."""
-    x1, y1, x2, y2 = region
-    height, width = size[::-1] if orientation >= 5 else size
-    if orientation in (3, 4, 7, 8):
-        y1, y2 = height - y2, height - y1
-    if orientation in (2, 3, 6, 7):
-        x1, x2 = width - x2, width - x1
-    return (y1, x1, y2, x2) if orientation >= 5 else (x1, y1, x2, y2)
 
 
 def _measure(level: Level, options: InputOptions) -> tuple[Stretch | None, float]:

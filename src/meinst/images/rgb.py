@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 
 from meinst.images.intensity import InputOptions, Stretch, apply_stretch, scale_opacity
 from meinst.images.readers import check_channels
+from meinst.images.tiff_levels import Region
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """``(H, W, 3)`` RGB."""
@@ -24,6 +25,23 @@ def turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation in (3, 4, 7, 8):
         values = values[::-1]
     return np.ascontiguousarray(values)
+
+
+def stored_region(region: Region, size: tuple[int, int], orientation: int) -> Region:
+    """Where a region of the upright image is in the stored one, which :func:`turn` turns.
+
+    Args:
+        region: ``x1 y1 x2 y2`` in pixels.
+        size: height and width of the stored image.
+        orientation: EXIF orientation, 1 to 8.
+    """
+    x1, y1, x2, y2 = region
+    height, width = size[::-1] if orientation >= 5 else size
+    if orientation in (3, 4, 7, 8):
+        y1, y2 = height - y2, height - y1
+    if orientation in (2, 3, 6, 7):
+        x1, x2 = width - x2, width - x1
+    return (y1, x1, y2, x2) if orientation >= 5 else (x1, y1, x2, y2)
 
 
 def choose_channels(values: NDArray[Any], options: InputOptions) -> NDArray[Any]:

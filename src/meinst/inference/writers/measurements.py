@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from meinst.data.channels import grey_or_rgb, read_channels
-from meinst.data.images import ImageError
+from meinst.data.channels import ChannelRegions, grey_or_rgb, read_channels
+from meinst.data.images import ImageError, file_error, read_image
 from meinst.detections import Detections
+from meinst.images.frames import file_of
+from meinst.images.readers import UnsupportedImageError
+from meinst.images.sources import to_file
+from meinst.images.tiff_levels import DamagedRegionError
 from meinst.inference.writers.base import PredictedImage
 from meinst.inference.writers.spool import SpooledWriter
 from meinst.ops.measure import channel_statistics, measure_shapes
 from meinst.ops.paste import crop_masks
+
+Crops: TypeAlias = Sequence[NDArray[np.bool_]]
+Statistics: TypeAlias = Callable[[Crops, NDArray[np.int64]], NDArray[Any]]
+"""From masks and their first pixels to mean and deviation of each channel, ``(N, C, 2)``."""
+
+_CELL = 1024  # side of the squares whose objects are measured together, in pixels
+_MOST_PIXELS = 2**24  # of an object that is measured in an image that was read in windows
 
 COLUMNS = (
     *("image_id", "file", "object", "class", "score", "x1", "y1", "x2", "y2"),
@@ -43,13 +56,13 @@ class CSVWriter(SpooledWriter):
 
     @override
     def add(self, image: PredictedImage) -> None:
-        values = _channel_values(image)
-        for start, detections in image.chunks():
-            text = io.StringIO(newline="")
-            table = csv.writer(text, lineterminator="\n")
-            for n, row in enumerate(_rows(detections, values, image.pixel_size), start + 1):
-                table.writerow((image.id, str(image.source), n, *row))
-            self.spool.append(text.getvalue().encode(errors="surrogateescape"))
+        with _statistics(image) as measure:
+            for start, detections in image.chunks():
+                text = io.StringIO(newline="")
+                table = csv.writer(text, lineterminator="\n")
+                for n, row in enumerate(_rows(detections, measure, image.pixel_size), start + 1):
+                    table.writerow((image.id, str(image.source), n, *row))
+                self.spool.append(text.getvalue().encode(errors="surrogateescape"))
 
     @override
     def convert(self, file: BinaryIO) -> None:
@@ -69,26 +82,66 @@ class CSVWriter(SpooledWriter):
             yield from csv.reader(text)
 
 
-def _channel_values(image: PredictedImage) -> NDArray[Any] | None:
-    """The values of the image as its file stores them, ``(H, W, C)``.
+@contextmanager
+def _statistics(image: PredictedImage) -> Iterator[Statistics]:
+    """What measures the channels of an image inside masks.
 
-    None if the image was read in windows, so that only a reduced copy is at hand.
+    The values are those of its file; an image that was read in windows is read in parts again.
     """
-    if image.pixels.shape[:2] != image.detections.image_size:
-        return None
+    with ExitStack() as stack:
+        measure: Statistics | None = None
+        if image.is_tiff and image.pixels.shape[:2] != image.detections.image_size:
+            try:
+                regions = stack.enter_context(ChannelRegions(image.source))
+                measure = partial(_of_regions, regions)
+            except UnsupportedImageError:  # Pillow has read it as a whole
+                pass
+            except Exception as error:  # tifffile raises almost anything for damaged files
+                raise file_error(error, to_file(file_of(image.source))) from error
+        yield measure or partial(_of_values, _channel_values(image))
+
+
+def _channel_values(image: PredictedImage) -> NDArray[Any]:
+    """The values of the image as its file stores them, ``(H, W, C)``."""
     deep = image.notes.stretch is not None
-    if not deep and not image.is_tiff:
+    if deep or image.is_tiff:
+        try:
+            return read_channels(image.source)
+        except ImageError:
+            if deep:
+                raise
+    # 8 bits, among them kinds of TIFF that only Pillow reads.
+    if image.pixels.shape[:2] == image.detections.image_size:
         return grey_or_rgb(image.pixels)
-    try:
-        return read_channels(image.source)
-    except ImageError:
-        if deep:
-            raise
-        return grey_or_rgb(image.pixels)  # 8 bits of a kind that only Pillow reads
+    return grey_or_rgb(read_image(to_file(file_of(image.source))).pixels)
+
+
+def _of_values(values: NDArray[Any], crops: Crops, corners: NDArray[np.int64]) -> NDArray[Any]:
+    """Mean and deviation of each channel inside masks, ``(N, C, 2)``."""
+    return np.stack(channel_statistics(crops, corners, values), axis=2)
+
+
+def _of_regions(regions: ChannelRegions, crops: Crops, corners: NDArray[np.int64]) -> NDArray[Any]:
+    """As :func:`_of_values`, reading the surroundings of some objects after the other.
+
+    Objects that are too large or in damaged parts have no values.
+    """
+    sizes = np.array([crop.shape for crop in crops], np.int64).reshape(-1, 2)[:, ::-1]
+    cells = corners // _CELL
+    found = np.full((len(crops), regions.channels, 2), np.nan)
+    measured = (sizes.prod(1) > 0) & (sizes.prod(1) <= _MOST_PIXELS)
+    for cell in np.unique(cells[measured], axis=0):
+        chosen = np.flatnonzero(measured & (cells == cell).all(1))
+        places, some = corners[chosen], [crops[n] for n in chosen.tolist()]
+        (x1, y1), (x2, y2) = places.min(0).tolist(), (places + sizes[chosen]).max(0).tolist()
+        with suppress(DamagedRegionError):
+            values = regions.read((x1, y1, x2, y2))
+            found[chosen] = _of_values(values, some, places - (x1, y1))
+    return found
 
 
 def _rows(
-    detections: Detections, values: NDArray[Any] | None, pixel_size: float | None
+    detections: Detections, measure: Statistics, pixel_size: float | None
 ) -> Iterator[list[str]]:
     """The measurements of each detection, from its class on."""
     crops, corners = crop_masks(detections.soft_masks(), detections.boxes, detections.image_size)
@@ -105,9 +158,7 @@ def _rows(
     lengths = np.stack((shapes.perimeter, shapes.major_axis, shapes.minor_axis), 1) * side
     sizes = np.full((len(detections), 1), side)
     columns += [sizes, shapes.area[:, None] * side**2, shapes.centroid * side, lengths]
-    if values is not None:
-        statistics = np.stack(channel_statistics(crops, corners, values), axis=2)  # (N, C, 2)
-        columns.append(statistics.reshape(len(detections), -1))
+    columns.append(measure(crops, corners).reshape(len(detections), -1))
     table = np.concatenate(columns, axis=1)
     for label, numbers in zip(detections.labels.tolist(), table.tolist(), strict=True):
         yield [detections.class_names[label], *map(_text, numbers)]

@@ -15,6 +15,7 @@ from PIL import Image
 from meinst import Detections
 from meinst.images.intensity import Stretch
 from meinst.images.notes import ImageNotes
+from meinst.inference.writers import measurements
 from meinst.inference.writers.base import PredictedImage, Run
 from meinst.inference.writers.measurements import COLUMNS, CSVWriter
 from meinst.inference.writers.parquet import ParquetWriter
@@ -124,12 +125,53 @@ def test_16_bits_in_other_formats_and_turned(run: Run, tmp_path: Path) -> None:
     assert [float(row["mean_1"]) for row in rows] == pytest.approx([expected] * 2)
 
 
-def test_a_reduced_copy_gives_no_values(run: Run) -> None:
-    image = predicted(drawn(), pixels=np.zeros((50, 65, 3), np.uint8))
-    write_all(CSVWriter(run), [image])
-    header, rows = read_csv(run.output / "measurements.csv")
-    assert header == list(COLUMNS)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_values_are_read_in_parts_if_only_a_reduced_copy_is_at_hand(
+    orientation: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements, "_CELL", 32)
+    detections = drawn()
+    height, width = detections.image_size
+    values = np.random.default_rng(5).integers(0, 60_000, (height, width, 2)).astype(np.uint16)
+    stored = values if orientation == 1 else np.rot90(values)  # which turning undoes
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        stored,
+        photometric="minisblack",
+        planarconfig="contig",
+        tile=(16, 16),
+        compression=8,
+        metadata=None,
+        extratags=[(274, 3, 1, orientation, True)],
+    )
+    reduced = np.zeros((height // 2, width // 2, 3), np.uint8)
+    write_all(CSVWriter(run), [predicted(detections, path, pixels=reduced, notes=STRETCH)])
+    _, rows = read_csv(run.output / "measurements.csv")
+    for row, mask in zip(rows, detections.masks().numpy(), strict=True):
+        for channel in range(2 * mask.any()):
+            inside = values[mask][:, channel]
+            assert float(row[f"mean_{channel + 1}"]) == pytest.approx(inside.mean())
+            assert float(row[f"deviation_{channel + 1}"]) == pytest.approx(inside.std())
+
+
+def test_objects_in_damaged_parts_have_no_values(run: Run, tmp_path: Path) -> None:
+    detections = drawn()
+    path = tmp_path / "a.tif"
+    values = np.zeros((*detections.image_size, 1), np.uint16)
+    tifffile.imwrite(path, values, tile=(16, 16), compression=8, metadata=None)
+    with tifffile.TiffFile(path) as file, path.open("r+b") as damaged:
+        for offset, count in zip(
+            file.pages.first.dataoffsets, file.pages.first.databytecounts, strict=True
+        ):
+            damaged.seek(offset)
+            damaged.write(bytes(count))
+    reduced = np.zeros((5, 5, 3), np.uint8)
+    write_all(CSVWriter(run), [predicted(detections, path, pixels=reduced, notes=STRETCH)])
+    _, rows = read_csv(run.output / "measurements.csv")
     assert len(rows) == 10
+    assert {row["mean_1"] for row in rows} == {""}
+    assert sum(int(row["area"]) > 0 for row in rows) > 5
 
 
 def test_parquet(run: Run) -> None:
