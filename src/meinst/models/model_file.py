@@ -193,7 +193,7 @@ def load_tensors(
         assign: let the model use the tensors themselves, without a copy.
 
     Raises:
-        ModelFileError: if names or shapes do not match the model.
+        ModelFileError: if names or shapes do not match the model, or its codec is not fitted.
     """
     expected = model.state_dict()
     wrong = [
@@ -210,3 +210,8 @@ def load_tensors(
         )
     state = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
     model.load_state_dict(state, assign=assign)
+    if not model.codec.fitted:
+        raise ModelFileError(
+            f"{path}: its codec holds only zeros, so it decodes no masks. The file was changed "
+            "after it was written, or its codec was not fitted."
+        )
