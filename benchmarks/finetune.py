@@ -5,9 +5,10 @@
     python benchmarks/finetune.py run /tmp/small --minutes 10 --runs /tmp/runs [--sides default]
 
 ``plan`` must run on a quiet machine. It measures for each set and side how many updates the time
-allows, and writes plans. ``run`` makes the planned updates, whatever else the machine does, so
-that runs can be repeated and compared; runs that are there are skipped. Each ends as one line of
-``finetune.csv`` in the folder of the runs: average precision on the test part, or on the
+allows, and writes plans to ``benchmarks/plans``; those that are there are kept, so both sides of a
+set must be planned on the same machine. ``run`` makes the planned updates, whatever else the
+machine does, so that runs can be repeated and compared; runs that are there are skipped. Each ends
+as one line of ``benchmarks/results/finetune.csv``: average precision on the test part, or on the
 validation part where there is no other.
 
 Sides:
@@ -52,6 +53,7 @@ from meinst.data.transforms import AugmentOptions, ResizeOptions
 from meinst.inference.evaluate import evaluate
 from meinst.models.recipe import load_recipe
 
+HERE = Path(__file__).parent
 SIDES = ("default", "imagenet", "untuned", "maskrcnn", "maskrcnn-photos")
 PEERS = ("maskrcnn", "maskrcnn-photos")
 MEASURED = 24  # images by which the speed of Mask R-CNN is measured
@@ -189,13 +191,13 @@ def plan(options: argparse.Namespace, names: Iterable[str]) -> None:
 def plan_folder(options: argparse.Namespace, name: str, side: str) -> Path:
     """The folder of a plan; some sides share one."""
     shared = {"imagenet": "default", "maskrcnn-photos": "maskrcnn"}.get(side, side)
-    folder: Path = options.runs / f"{name}-{shared}-{options.minutes:g}-plan"
+    folder: Path = options.plans / f"{name}-{shared}-{options.minutes:g}-plan"
     return folder
 
 
 def run(options: argparse.Namespace, names: Iterable[str]) -> None:
     """Make the planned runs that are not in the table."""
-    table = options.runs / "finetune.csv"
+    table = options.table
     done = set()
     if table.exists():
         with table.open() as file:
@@ -210,6 +212,7 @@ def run(options: argparse.Namespace, names: Iterable[str]) -> None:
             row = dict(zip(FIELDS, key, strict=False)) | found
             row["seconds"] = round(time.monotonic() - start)
             is_new = not table.exists()
+            table.parent.mkdir(parents=True, exist_ok=True)
             with table.open("a", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS)
                 if is_new:
@@ -236,7 +239,9 @@ def main() -> None:
     )
     parser.add_argument("action", choices=("plan", "run"))
     parser.add_argument("data", type=Path, help="folder of the sets")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of plans and runs")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--plans", type=Path, default=HERE / "plans")
+    parser.add_argument("--table", type=Path, default=HERE / "results" / "finetune.csv")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sets", nargs="+", help="names of sets (all)")
