@@ -88,5 +88,5 @@ def predicted(
     height, width = detections.image_size
     pixels = options.pop("pixels", np.zeros((height, width, 3), np.uint8))
     entry = {"id": image_id, "file_name": str(source), "width": width, "height": height}
-    row = Row(entry, [], detections=len(detections))
+    row = Row(entry, detections=len(detections))
     return PredictedImage(source, name, pixels, detections, row, **options)

@@ -43,14 +43,12 @@ class Row:
 
     Attributes:
         image: its entry in ``images.json``; None if it failed.
-        results: its detections as COCO results.
         error: why it failed; None if it did not.
         detections: how many were found.
         sizes: for formats with one file for all images, its bytes after this one, by format.
     """
 
     image: dict[str, Any] | None
-    results: list[dict[str, Any]]
     error: str | None = None
     detections: int = 0
     sizes: dict[str, int] = field(default_factory=dict)

@@ -222,7 +222,7 @@ def _write(
     source = prediction.source
     try:
         pixels, detections = prediction.result()
-        row = Row(_entry(journal.done + 1, prediction), [], detections=len(detections))
+        row = Row(_entry(journal.done + 1, prediction), detections=len(detections))
         name = overlay.removesuffix(".jpg")
         writers.write(
             PredictedImage(source, name, pixels, detections.to("cpu"), row, prediction.notes)
@@ -232,7 +232,7 @@ def _write(
             raise
         writers.rollback()
         reason = str(error) or type(error).__name__
-        failed = Row(None, [], reason, sizes=journal.sizes)
+        failed = Row(None, reason, sizes=journal.sizes)
         return ImageResult(source, None, {}, 0.0, reason), failed
     labels = (detections.class_names[label] for label in detections.labels.tolist())
     counts = dict(Counter(labels).most_common())

@@ -42,37 +42,25 @@ def write_overlay(
     write_atomically(path, _jpeg(detections.draw(pixels, soft_masks=soft_masks)))
 
 
-def write_results(output: Path, class_names: Sequence[str], rows: Iterable[Row]) -> int:
-    """Write ``predictions.json`` and ``images.json`` row by row; memory does not grow with them.
+def write_images(output: Path, class_names: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write ``images.json`` row by row; memory does not grow with them.
 
     Args:
         output: the folder.
         class_names: names of the model's classes.
-        rows: the content of the files, image by image.
-
-    Returns:
-        The number of detections.
+        rows: the content of the file, image by image.
     """
     categories = [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
     rest = json.dumps({"categories": categories, "annotations": []}, indent=1)
-    detections = 0
-    with open_atomically(output / RESULTS) as results, open_atomically(output / IMAGES) as images:
-        results.write(b"[")
-        images.write(b'{\n "images": [')
+    with open_atomically(output / IMAGES) as file:
+        file.write(b'{\n "images": [')
         separator = ""
         for row in rows:
-            if row.image is None:
-                continue
-            if row.results:
-                found = json.dumps(row.results)[1:-1]
-                results.write((", " if detections else "").encode() + found.encode())
-                detections += len(row.results)
-            entry = textwrap.indent(json.dumps(row.image, indent=1), "  ")
-            images.write(f"{separator}\n{entry}".encode())
-            separator = ","
-        results.write(b"]")
-        images.write(("\n ]," if separator else "],").encode() + rest[1:].encode())
-    return detections
+            if row.image is not None:
+                entry = textwrap.indent(json.dumps(row.image, indent=1), "  ")
+                file.write(f"{separator}\n{entry}".encode())
+                separator = ","
+        file.write(("\n ]," if separator else "],").encode() + rest[1:].encode())
 
 
 def overlay_names(sources: Sequence[PictureSource], output: Path) -> list[str]:

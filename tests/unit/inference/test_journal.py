@@ -12,9 +12,9 @@ from meinst.inference.journal import JOURNAL, Journal, Row, describe_run
 
 HEADER = {"journal": 1, "images": 5, "score_threshold": 0.25}
 ROWS = [
-    Row({"id": 1, "file_name": "a"}, [{"image_id": 1, "score": 0.1 + 0.2}]),
-    Row(None, [], "b is broken"),
-    Row({"id": 3, "file_name": "ü"}, []),
+    Row({"id": 1, "file_name": "a", "low": 0.1 + 0.2}, detections=1),
+    Row(None, "b is broken"),
+    Row({"id": 3, "file_name": "ü"}),
 ]
 
 

@@ -6,24 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from meinst.inference.journal import Row
-from meinst.inference.results import overlay_names, write_results
+from meinst.inference.results import overlay_names, write_images
 
 CLASSES = ("disc", "böx")
 
 
 def rows(count: int, size: int = 10) -> Iterator[Row]:
     for k in range(1, count + 1):
-        found = [{"image_id": k, "score": k / 7, "counts": "x" * size}] * (k % 3)
-        yield Row({"id": k, "file_name": f"ü{k}\n", "overlay": f"{k}.jpg"}, found)
-        yield Row(None, [], "broken")
+        yield Row({"id": k, "file_name": f"ü{k}\n" + "x" * size, "overlay": f"{k}.jpg"})
+        yield Row(None, "broken")
 
 
 def test_files_are_those_of_json_dump(tmp_path: Path) -> None:
     for count in (0, 1, 2, 5):
         plain = [row for row in rows(count) if row.image is not None]
-        results = [result for row in plain for result in row.results]
-        assert write_results(tmp_path, CLASSES, rows(count)) == len(results)
-        assert (tmp_path / "predictions.json").read_text() == json.dumps(results)
+        write_images(tmp_path, CLASSES, rows(count))
         categories = [{"id": 1, "name": "disc"}, {"id": 2, "name": "böx"}]
         images = [row.image for row in plain]
         content = {"images": images, "categories": categories, "annotations": []}
@@ -35,11 +32,11 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks = []
     for count in (30, 300):
         tracemalloc.start()
-        write_results(tmp_path, CLASSES, rows(count, 50_000))
+        write_images(tmp_path, CLASSES, rows(count, 50_000))
         assert overlay_names([], tmp_path) == []
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert (tmp_path / "predictions.json").stat().st_size > 10e6
+    assert (tmp_path / "images.json").stat().st_size > 10e6
     assert peaks[1] < peaks[0] + 200_000
     images = tmp_path / "images.json"
     images.write_bytes(images.read_bytes() + b" " * 10**7)  # of a million images

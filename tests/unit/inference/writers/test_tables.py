@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from drawn import NAMES, drawn, nothing, predicted
 from PIL import Image
 
 from meinst import Detections
 from meinst.images.intensity import Stretch
 from meinst.images.notes import ImageNotes
-from meinst.inference.writers import measurements
+from meinst.inference.writers import base, measurements
 from meinst.inference.writers.base import PredictedImage, Run
+from meinst.inference.writers.coco import COCOWriter
 from meinst.inference.writers.measurements import COLUMNS, CSVWriter
 from meinst.inference.writers.parquet import ParquetWriter
 from meinst.inference.writers.spool import Spool, SpooledWriter, spool_sizes
@@ -187,7 +191,33 @@ def test_parquet(run: Run) -> None:
             assert np.array_equal(found.masks(), image.detections.masks())
 
 
-@pytest.mark.parametrize("kind", [CSVWriter, ParquetWriter])
+def test_coco_results_are_those_of_json_dump(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "CHUNK", 3)
+    images = [predicted(drawn(), name="a"), predicted(nothing(), Path("ü"), "b", 2)]
+    images.append(predicted(drawn()[3:5], Path("c"), "c", 3))
+    write_all(COCOWriter(run), images)
+    expected = [entry for image in images for entry in image.detections.to_coco(image.id)]
+    assert (run.output / "predictions.json").read_text() == json.dumps(expected)
+    content = json.loads((run.output / "images.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2, 3]
+
+
+def test_coco_results_of_many_objects_take_little_memory(run: Run) -> None:
+    few = drawn()
+    many = few[torch.arange(len(few)).repeat(2000)]
+    peaks = []
+    for detections in (many[:5000], many):
+        writer = COCOWriter(run)
+        image = predicted(detections)
+        tracemalloc.start()
+        writer.write(image)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        writer.close()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+@pytest.mark.parametrize("kind", [COCOWriter, CSVWriter, ParquetWriter])
 def test_images_that_failed_are_dropped(kind: type[SpooledWriter], run: Run) -> None:
     if kind is ParquetWriter:
         pytest.importorskip("pyarrow")
