@@ -92,7 +92,7 @@ def test_chosen_frames(
     assert predict("2:9", stack, animation) == (0, [2, 3, 4, 5, 2, 3])
     assert "several channels; only the first of each was used" in capsys.readouterr().err
     assert predict("4", stack, animation) == (1, [4])
-    assert "a.gif has 4 frames, numbered 0 to 3, but frame 4 is" in capsys.readouterr().err
+    assert "a.gif has 4 frames, numbered 0 to 3, so there is no frame 4" in capsys.readouterr().err
     assert main(["predict", str(stack), *common, "--frames", "3:1"]) == 2
     assert "frames must not be empty, got 3:1" in capsys.readouterr().err
     assert main(["predict", str(stack), *common, "--channels", "1,2"]) == 2

@@ -247,8 +247,23 @@ def test_chosen_formats(
     assert found == results
     assert max(entry["track_id"] for entry in results) > 0
     assert main([*arguments, "--save", "geojson"]) == 2
-    message = (
-        "--save: videos have no format 'geojson'; those of videos are overlay, mot, coco, parquet"
-    )
+    message = "--save: 'geojson' is no format of videos; choose from overlay, mot, coco, parquet"
     assert message in capsys.readouterr().err
     assert names(output) == ["clip.images.json", "clip.json", "clip.parquet"]
+
+
+def test_nothing_is_written_if_stopped_before_the_first_frame(
+    tiny_model: MEInst, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, output = write_video(tmp_path / "clip.mkv", 3, sound=False), tmp_path / "out"
+    output.mkdir()
+    (output / "clip.json").write_text("of an earlier run")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny_model, "predict_batch", stop)
+    with pytest.raises(VideoError, match=r"clip\.mkv: stopped before the first frame"):
+        predict_video(tiny_model, clip, output, formats="coco,overlay")
+    assert names(output) == ["clip.json"]
+    assert (output / "clip.json").read_text() == "of an earlier run"

@@ -22,6 +22,7 @@ from meinst.images.readers import (
 )
 from meinst.images.rgb import stored_region, turn
 from meinst.images.sources import ImageFile, to_file
+from meinst.images.tiff_frames import TiffFrames
 from meinst.images.tiff_levels import ALL_CHANNELS, Region
 from meinst.images.tiff_regions import TiffRegions
 
@@ -60,7 +61,7 @@ class ChannelRegions:
     """All channels of a TIFF file, of which regions are read; a context manager.
 
     Args:
-        source: the file, or its frame; of several frames, the first is read.
+        source: the file, or its frame; of several frames, that of the first page is read.
 
     Attributes:
         size: height and width, upright.
@@ -71,7 +72,7 @@ class ChannelRegions:
     """
 
     def __init__(self, source: PictureSource) -> None:
-        frame = source.index if isinstance(source, Frame) else 0
+        frame = source.index if isinstance(source, Frame) else None
         self._file = TiffRegions(to_file(file_of(source)), frame, ALL_CHANNELS)
         stored = self._file.levels[0].size
         self.size = stored[::-1] if self._file.orientation >= 5 else stored
@@ -102,13 +103,16 @@ def grey_or_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return first if bool((pixels[..., 1:] == first).all()) else pixels
 
 
-def read_pixel_size(file: ImageFile) -> float | None:
+def read_pixel_size(source: PictureSource) -> float | None:
     """Side of a pixel in micrometres, which TIFF files may state; None if it is not known."""
+    file = to_file(file_of(source))
     try:
         with file.open("rb") as stream:
             if not is_tiff(stream.read(HEAD)):
                 return None
         with open_tiff(file) as tiff:
+            if isinstance(source, Frame):
+                return TiffFrames(tiff).pixel_size(source.index)
             return tiff_pixel_size(tiff, tiff.pages.first)
     except Exception:  # of damaged metadata; whether there are pixels is for others to say
         return None

@@ -18,7 +18,7 @@ from meinst.data.images import (
     from_pillow_frame,
     read_image,
 )
-from meinst.data.regions import RegionImage, TiffImage, open_picture
+from meinst.data.regions import ArrayRegions, RegionImage, TiffImage, open_picture
 from meinst.images.extent import ONE_IMAGE, image_extent
 from meinst.images.frames import Frame, FrameChoice, PictureSource, expand_frames
 from meinst.images.intensity import InputOptions
@@ -33,10 +33,10 @@ from meinst.images.readers import (
 )
 from meinst.images.rgb import Pixels
 from meinst.images.sources import ImageFile, ImageSource, to_file, to_source
-from meinst.images.tiff_frames import TiffFrames, no_frame
+from meinst.images.tiff_frames import OpenTiff, no_frame
 
 if TYPE_CHECKING:
-    from tifffile import TiffFile
+    pass
 
 
 class PictureReader:
@@ -52,7 +52,7 @@ class PictureReader:
         self._source: ImageSource | None = None
         self._file: ImageFile | None = None
         self._animation: Image.Image | None = None
-        self._tiff: TiffFile | None = None
+        self._tiff: OpenTiff | None = None
         self._open = ExitStack()
 
     def close(self) -> None:
@@ -99,8 +99,8 @@ class PictureReader:
 
     def _read_plane(self, file: ImageFile, index: int) -> Picture | RegionImage:
         if self._tiff is None:
-            self._tiff = self._open.enter_context(open_tiff(file))
-        page = TiffFrames(self._tiff).planes(index)[0].page
+            self._tiff = self._open.enter_context(closing(OpenTiff(open_tiff(file))))
+        page = self._tiff.frames.planes(index)[0].page
         if not self._fits(page.imagelength, page.imagewidth):  # read later, by another thread
             return TiffImage(file, self._options, index)
         check_pixels(page.imagewidth, page.imagelength)
@@ -108,7 +108,7 @@ class PictureReader:
         height, width = image.size
         return Picture(image.read((0, 0, width, height)), image.stretch, image.extent)
 
-    def _read_with_pillow(self, file: ImageFile, index: int) -> Picture:
+    def _read_with_pillow(self, file: ImageFile, index: int) -> Picture | RegionImage:
         """A frame of a GIF, WebP or PNG file, which build on those before, or a page of a TIFF."""
         if self._animation is None:
             self._animation = self._open.enter_context(open_image(file))
@@ -120,7 +120,9 @@ class PictureReader:
         if is_deep(self._animation):
             raise UnsupportedImageError("has more than 8 bits per channel; convert it to TIFF.")
         picture = from_pillow_frame(self._animation, self._options)
-        return replace(picture, extent=ONE_IMAGE)
+        picture = replace(picture, extent=ONE_IMAGE)
+        fits = self._fits(*picture.pixels.shape[:2])
+        return picture if fits else ArrayRegions(picture, str(file))
 
 
 def read_frames(

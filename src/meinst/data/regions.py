@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +40,9 @@ from meinst.images.intensity import (
 from meinst.images.readers import HEAD, UnsupportedImageError, is_tiff
 from meinst.images.rgb import Pixels, stored_region, turn, values_to_rgb
 from meinst.images.sources import ImageFile
+from meinst.images.tiff_frames import OpenTiff
 from meinst.images.tiff_levels import DamagedRegionError, Level, Region
 from meinst.images.tiff_regions import TiffRegions, tiff_shape
-
-if TYPE_CHECKING:
-    from tifffile import TiffFile
 
 OVERVIEW_SIDE = 4096
 """Longest side of the reduced copy on which large images are drawn, in pixels."""
@@ -210,7 +208,7 @@ class TiffImage(RegionImage):
         path: ImageFile,
         options: InputOptions | None = None,
         frame: int | None = None,
-        shared: TiffFile | None = None,
+        shared: OpenTiff | None = None,
     ) -> None:
         options = options or InputOptions()
         self._file = TiffRegions(path, frame, options.channels, shared)

@@ -1,8 +1,9 @@
-"""How many frames and channels an image file has, of which one picture shows only some."""
+"""Number of frames and channels in an image file."""
 
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from meinst.images.readers import open_tiff
 from meinst.images.sources import ImageFile
-from meinst.images.tiff_frames import TiffFrames
+from meinst.images.tiff_frames import OpenTiff
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
@@ -56,16 +57,16 @@ def image_extent(file: ImageFile, image: Image.Image) -> Extent:
 
 def tiff_extent(file: ImageFile) -> Extent:
     """Frames and channels of a TIFF file; reduced copies do not count."""
-    with open_tiff(file) as tiff:
+    with closing(OpenTiff(open_tiff(file))) as tiff:
         return extent_of(tiff)
 
 
-def extent_of(tiff: TiffFile) -> Extent:
+def extent_of(tiff: OpenTiff) -> Extent:
     """As :func:`tiff_extent`, of an open file."""
     try:
-        found = TiffFrames(tiff)
-    except Exception:  # metadata that do not fit the pages
-        return Extent(_count_pages(tiff))
+        found = tiff.frames
+    except Exception:  # metadata that contradict the pages
+        return Extent(_count_pages(tiff.file))
     return Extent(found.frames, found.channels)
 
 

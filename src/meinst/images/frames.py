@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from meinst.images.extent import image_extent
+from meinst.images.extent import extent_of, image_extent
 from meinst.images.readers import HEAD, is_tiff, open_image, open_tiff
 from meinst.images.sources import ImageFile, ImageSource, to_file
-from meinst.images.tiff_frames import TiffFrames
+from meinst.images.tiff_frames import OpenTiff, TiffFrames
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,10 @@ def _frames_of(file: ImageFile) -> tuple[int, TiffFrames | None]:
     with file.open("rb") as stream:
         head = stream.read(HEAD)
     if is_tiff(head):
-        with open_tiff(file) as tiff:
-            frames = TiffFrames(tiff)
-        return frames.frames, frames
+        with closing(OpenTiff(open_tiff(file))) as tiff:
+            try:
+                return tiff.frames.frames, tiff.frames
+            except Exception:  # metadata that contradict the pages
+                return extent_of(tiff).frames, None
     with open_image(file) as image:
         return image_extent(file, image).frames, None

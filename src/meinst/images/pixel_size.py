@@ -29,7 +29,7 @@ _IN_MICROMETRES = {
 _INCH, _CENTIMETRE = 2, 3  # values of the tag ResolutionUnit
 
 
-def tiff_pixel_size(file: TiffFile, page: TiffPage) -> float | None:
+def tiff_pixel_size(file: TiffFile, page: TiffPage, image: int = 0) -> float | None:
     """Side of a pixel in micrometres, the mean of width and height; None if it is not stated.
 
     Read from OME's ``PhysicalSizeX``, Aperio's ``MPP``, ImageJ's unit, or the tags of the
@@ -37,10 +37,11 @@ def tiff_pixel_size(file: TiffFile, page: TiffPage) -> float | None:
 
     Args:
         file: the file.
-        page: its first page.
+        page: the page.
+        image: number of its image in the metadata of OME.
     """
     description = page.description
-    stated = _ome(file.ome_metadata or "") if file.is_ome else math.nan
+    stated = _ome(file.ome_metadata or "", image) if file.is_ome else math.nan
     if found := re.search(rf"\bMPP\s*=\s*{_NUMBER}", description):
         stated = _float(found[1])
     if 0 < stated < math.inf:
@@ -58,15 +59,15 @@ def tiff_pixel_size(file: TiffFile, page: TiffPage) -> float | None:
     return side if 0 < side <= _COARSEST else None
 
 
-def _ome(description: str) -> float:
-    """The size in OME's metadata, of the first image; NaN if there is none."""
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description)
-    if pixels is None:
+def _ome(description: str, image: int) -> float:
+    """The size in OME's metadata; NaN if there is none."""
+    images = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", description)
+    if image >= len(images):
         return math.nan
-    sides = []
+    pixels, sides = images[image], []
     for axis in "XY":
-        value = re.search(rf"\bPhysicalSize{axis}\s*=\s*[\"']{_NUMBER}[\"']", pixels[0])
-        unit = re.search(rf"\bPhysicalSize{axis}Unit\s*=\s*[\"'](.+?)[\"']", pixels[0])
+        value = re.search(rf"\bPhysicalSize{axis}\s*=\s*[\"']{_NUMBER}[\"']", pixels)
+        unit = re.search(rf"\bPhysicalSize{axis}Unit\s*=\s*[\"'](.+?)[\"']", pixels)
         factor = _IN_MICROMETRES.get(unescape(unit[1]), math.nan) if unit else 1.0
         sides.append(_float(value[1]) * factor if value else math.nan)
     return sum(sides) / 2

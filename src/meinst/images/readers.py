@@ -215,7 +215,7 @@ def check_channels(channels: Sequence[int], count: int) -> None:
                 f"{count} channels, numbered 0 to {count - 1}" if count > 1 else "only channel 0"
             )
             raise UnsupportedImageError(
-                f"has {there}, but channel {channel} is asked for; choose others with channels."
+                f"has {there}, so there is no channel {channel}; choose others with --channels."
             )
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from meinst.images.pixel_size import tiff_pixel_size
 from meinst.images.readers import UnsupportedImageError
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
-# Kinds of files in tifffile whose series are all images of the user's; those of slide scanners
-# have labels and overviews besides.
+# Kinds of files in tifffile of which all series are images; those of slide scanners have labels
+# and overviews besides.
 _WHOLE_FILE = ("generic", "uniform", "shaped", "imagej", "ome")
 
 
@@ -28,6 +29,31 @@ class Plane:
 
     page: TiffPage
     number: int = 0
+
+
+class OpenTiff:
+    """A TIFF file that is open, for several images of it.
+
+    Args:
+        file: the file.
+    """
+
+    def __init__(self, file: TiffFile) -> None:
+        self.file = file
+
+    @cached_property
+    def frames(self) -> TiffFrames:
+        """Its frames.
+
+        Raises:
+            UnsupportedImageError: if its metadata do not say which pages they are; tifffile raises
+                others for damaged ones.
+        """
+        return TiffFrames(self.file)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
 
 
 class TiffFrames:
@@ -48,8 +74,19 @@ class TiffFrames:
     def __init__(self, file: TiffFile) -> None:
         self._file = file
         self._parts = [_Part(each) for each in _series(file)]
+        self._images = [each.keyframe.offset for each in file.series]
         self.frames = sum(part.frames for part in self._parts)
         self.channels = self._parts[0].channels
+
+    @cached_property
+    def first(self) -> int:
+        """The frame that holds the first page of the file, which is not always frame 0."""
+        start = self._file.pages.first.offset
+        for frame in range(self.frames):
+            part, number = self._find(frame)
+            if any(part.offset(number, channel) == start for channel in range(part.channels)):
+                return frame
+        return 0
 
     def planes(self, frame: int) -> list[Plane]:
         """The planes of a frame, one for each channel.
@@ -64,6 +101,14 @@ class TiffFrames:
         """The same plane in the smaller copies of a pyramid, largest first."""
         part, number = self._find(frame)
         return part.smaller_planes(number, channel)
+
+    def pixel_size(self, frame: int) -> float | None:
+        """Side of a frame's pixels in micrometres; None if it is not stated."""
+        part, number = self._find(frame)
+        # Pages of an ordinary file are images of their own.
+        page = part.plane(number, 0).page if part.kind == "generic" else part.keyframe
+        image = self._images.index(page.offset) if part.kind == "ome" else 0
+        return tiff_pixel_size(self._file, page, image)
 
     def position(self, frame: int) -> dict[str, int]:
         """Where a frame is in a stack, such as ``{"t": 0, "z": 3}``; empty if it is not known."""
@@ -80,14 +125,14 @@ class TiffFrames:
         """The series and number of each frame: in the order of the pages, if these have none."""
         order = [(part, n) for part in self._parts for n in range(part.frames)]
         if self._parts[0].kind == "generic":  # series are pages of one size, wherever they are
-            order.sort(key=lambda each: each[0].plane(each[1], 0).page.index)
+            order.sort(key=lambda each: each[0].page_number(each[1]))
         return order
 
 
 def no_frame(frame: int, frames: int) -> str:
     """What is wrong if a frame is not there; continues the name of the file."""
     there = f"{frames} frames, numbered 0 to {frames - 1}" if frames > 1 else "only frame 0"
-    return f"has {there}, but frame {frame} is asked for; choose others with frames."
+    return f"has {there}, so there is no frame {frame}; choose others with --frames."
 
 
 class _Part:
@@ -95,7 +140,7 @@ class _Part:
 
     def __init__(self, series: TiffPageSeries) -> None:
         self._series = series
-        self.kind = series.kind
+        self.kind, self.keyframe = series.kind, series.keyframe
         axes = series.axes[: len(series.axes) - series.keyframe.ndim]
         # As tifffile names the axes of ImageJ's stacks of RGB images.
         colours = series.keyframe.samplesperpixel > 1
@@ -115,9 +160,21 @@ class _Part:
         page = pages[index] if index < len(pages) else None
         if page is None:
             raise UnsupportedImageError(
-                f"has no page for frame {frame}, channel {channel}; it may be in another file."
+                f"has no page for frame {frame}, channel {channel}, which its metadata declare; "
+                "choose others with --frames."
             )
         return Plane(page.aspage())
+
+    def offset(self, frame: int, channel: int) -> int:
+        """Where the page of a plane begins in the file; 0 if it is not there."""
+        index, pages = self._index(frame, channel), self._series.pages
+        page = pages[index] if index < len(pages) else None
+        return page.offset if page is not None else 0
+
+    def page_number(self, frame: int) -> int:
+        """Number of the page of a frame without channels."""
+        page = self._series.pages[self._index(frame, 0)]
+        return page.index if page is not None else 0
 
     def smaller_planes(self, frame: int, channel: int) -> list[Plane]:
         """See :meth:`TiffFrames.smaller_planes`."""
@@ -148,10 +205,13 @@ class _Part:
 
 
 def _series(file: TiffFile) -> list[TiffPageSeries]:
-    """The series of a file that are images of the user's; always at least one."""
+    """The series of a file that are neither labels nor overviews; always at least one."""
     found = [each for each in file.series if each.keyframe.ndim >= 2]
-    if not found or found[0].keyframe.offset != file.pages.first.offset:
-        raise UnsupportedImageError("has metadata that do not fit its pages; save it anew.")
-    if found[0].kind not in _WHOLE_FILE:
+    whole = bool(found) and found[0].kind in _WHOLE_FILE
+    if not found or not (whole or found[0].keyframe.offset == file.pages.first.offset):
+        raise UnsupportedImageError(
+            "has metadata that contradict its pages; save the file again as TIFF."
+        )
+    if not whole:
         return found[:1]
     return [each for each in found if each is found[0] or not each.keyframe.is_reduced]

@@ -127,7 +127,7 @@ class TiffLevel:
     def read_channels(self, region: Region, *, blank: bool = False) -> Values:
         """All channels of a region, ``(H, W, C)``; otherwise as :meth:`read`."""
         values = self._read(region, blank)
-        if int(self.page.photometric) in _AS_STORED:
+        if int(self.page.photometric) in _AS_STORED and self.page.bitspersample >= 8:
             return values
         values = to_grey_or_rgb(values[..., 0] if values.shape[-1] == 1 else values, self.page)
         return np.atleast_3d(values)

@@ -11,7 +11,7 @@ from meinst.images.extent import Extent, extent_of
 from meinst.images.pixel_size import tiff_pixel_size
 from meinst.images.readers import UnsupportedImageError, open_tiff
 from meinst.images.sources import ImageFile
-from meinst.images.tiff_frames import Plane, TiffFrames
+from meinst.images.tiff_frames import OpenTiff, Plane, TiffFrames
 from meinst.images.tiff_levels import ChannelLevel, Level, SegmentCache, TiffLevel
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class TiffRegions:
 
     Args:
         path: the file.
-        frame: number of the frame.
+        frame: number of the frame; by default the one with the first page.
         channels: the channels to read; by default the samples of the first plane.
         shared: the file, if it is open already; it stays open.
 
@@ -45,22 +45,23 @@ class TiffRegions:
         path: ImageFile,
         frame: int | None = None,
         channels: Sequence[int] = (),
-        shared: TiffFile | None = None,
+        shared: OpenTiff | None = None,
     ) -> None:
-        self._file = shared or open_tiff(path)
+        self._file = shared or OpenTiff(open_tiff(path))
         self._shared = shared is not None
         try:
             self.cache = SegmentCache()
-            first = self._file.pages.first
+            file = self._file.file
+            first = file.pages.first
             extent = extent_of(self._file)
             self.extent = Extent(
                 extent.frames if frame is None else 1, 1 if channels else extent.channels
             )
             # The first page needs no metadata about frames, which damaged files may not have.
             first_only = frame is None and not channels
-            found = [[Plane(first)]] if first_only else _planes(self._file, frame or 0)
+            found = [[Plane(first)]] if first_only else _planes(self._file.frames, frame)
             page = found[0][0].page
-            copies = _smaller_pages(self._file) if first_only else found[1:]
+            copies = _smaller_pages(file) if first_only else found[1:]
             self.levels: list[Level] = [self._level(found[0], channels)]
             for planes in copies:
                 if _is_copy(planes[0].page, page):
@@ -68,7 +69,11 @@ class TiffRegions:
                         self.levels.append(self._level(planes, channels))
             orientation = int(page.tags.valueof(_ORIENTATION, 1))
             self.orientation = orientation if orientation in range(1, 9) else 1
-            self.pixel_size = tiff_pixel_size(self._file, first)
+            self.pixel_size = (
+                tiff_pixel_size(file, first)
+                if frame is None
+                else self._file.frames.pixel_size(frame)
+            )
         except BaseException:
             self.close()
             raise
@@ -99,9 +104,9 @@ def tiff_shape(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _planes(file: TiffFile, frame: int) -> list[list[Plane]]:
+def _planes(frames: TiffFrames, frame: int | None) -> list[list[Plane]]:
     """The planes of a frame, one for each channel, and those of its smaller copies."""
-    frames = TiffFrames(file)
+    frame = frames.first if frame is None else frame
     planes = frames.planes(frame)
     copies = [frames.smaller_planes(frame, channel) for channel in range(len(planes))]
     return [planes, *map(list, zip(*copies, strict=True))]

@@ -157,7 +157,7 @@ def describe_run(
     return {
         "journal": _FORMAT,
         "meinst": __version__,
-        "model": _model_digest(model),
+        "model": model_digest(model),
         "class_names": list(model.class_names),
         **options_to_dict(selection),
         "intensity": model.input_options.intensity,
@@ -171,7 +171,7 @@ def describe_run(
     }
 
 
-def _model_digest(model: Predictor) -> str:
+def model_digest(model: Predictor) -> str:
     """Digest of a model's tensors and input size and, if it was exported, of its graph."""
 
     def parts() -> Iterator[bytes]:

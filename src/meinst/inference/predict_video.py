@@ -16,6 +16,7 @@ from meinst.detector.select import SelectOptions
 from meinst.detector.track import Tracker, predict_frames
 from meinst.files import check_folder
 from meinst.images.video import FrameRange, VideoError, VideoFrame, VideoReader
+from meinst.inference.journal import model_digest
 from meinst.inference.video_results import (
     DEFAULT_VIDEO_FORMATS,
     PredictedFrame,
@@ -89,7 +90,7 @@ def predict_video(
     started = time.perf_counter()
     with lock_folder(output), VideoReader(source) as video:
         files = video_files(source, output, formats)
-        run = VideoRun(source, model.class_names, video.rate / chosen.every, chosen.start)
+        run = _describe(model, source, video, chosen)
         with _Results(VideoResults(formats, files, run), video, chosen) as results:
             try:
                 for frame, found in _predict(model, video, chosen, selection, tracking):
@@ -97,6 +98,14 @@ def predict_video(
             except KeyboardInterrupt:
                 log.warning("%s: stopped after %d frames", video.name, results.frames)
         return results.summary(str(source), files, time.perf_counter() - started)
+
+
+def _describe(
+    model: Predictor, source: str | Path, video: VideoReader, chosen: FrameRange
+) -> VideoRun:
+    """What the writers need to know."""
+    rate = video.rate / chosen.every
+    return VideoRun(source, model.class_names, model_digest(model), rate, chosen.start)
 
 
 def _predict(
@@ -141,6 +150,8 @@ class _Results:
         with self._files, self._thread:  # errors raised here remove the incomplete files
             if error is not None and not (self.frames and isinstance(error, VideoError)):
                 raise error
+            if not self.frames:
+                raise VideoError(f"{self._video.name}: stopped before the first frame.")
             self._wait()
             self._files.finish(self._last + self._step)
 

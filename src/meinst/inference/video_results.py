@@ -57,8 +57,8 @@ def parse_video_formats(names: str | Sequence[str], option: str = "") -> tuple[s
     chosen = [name.strip() for name in given if name.strip()]
     unknown = next((name for name in chosen if name not in VIDEO_FORMATS), None)
     if unknown is not None or not chosen:
-        found = f"videos have no format {unknown!r}" if unknown else "no format is given"
-        raise ValueError(f"{option}{found}; those of videos are {', '.join(VIDEO_FORMATS)}.")
+        found = f"{unknown!r} is no format of videos" if unknown else "no format is given"
+        raise ValueError(f"{option}{found}; choose from {', '.join(VIDEO_FORMATS)}.")
     if "parquet" in chosen and find_spec("pyarrow") is None:
         import_pyarrow()
     return tuple(name for name in VIDEO_FORMATS if name in chosen)
@@ -127,12 +127,14 @@ class VideoRun:
     Attributes:
         source: the video.
         class_names: names of the classes.
+        model: fingerprint of the model.
         rate: frames per second of the result.
         start: time of its first frame in the source, in seconds.
     """
 
     source: str | Path
     class_names: tuple[str, ...]
+    model: str
     rate: Fraction
     start: float
 
@@ -266,16 +268,16 @@ class _COCO:
 class _Parquet:
     """Compact detections with track ids."""
 
-    def __init__(self, files: Sequence[BinaryIO], run: VideoRun, stack: ExitStack) -> None:
+    def __init__(self, files: Sequence[BinaryIO], run: VideoRun, stack: ExitStack) -> None:  # noqa: ARG002
         (self._file,) = files
         self._name = str(run.source)
-        self._stack = stack
+        self._model = run.model
         self._rows: RowGroupWriter | None = None
 
     def write(self, found: PredictedFrame) -> None:
         detections = found.detections
         if self._rows is None:
-            schema = make_schema(detections.codec, detections.class_names)
+            schema = make_schema(detections.codec, detections.class_names, self._model)
             self._rows = RowGroupWriter(self._file, schema)
         self._rows.write(make_batch(self._rows.schema, detections, found.number, self._name))
 

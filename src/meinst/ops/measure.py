@@ -92,7 +92,13 @@ def channel_statistics(
     Returns:
         Two arrays ``(N, C)``; NaN for empty masks. The deviation is that of the pixels (divided by
         their number).
+
+    Raises:
+        ValueError: if a mask is not inside the image.
     """
+    ends = corners + np.array([crop.shape[::-1] for crop in crops], np.int64).reshape(-1, 2)
+    if (corners < 0).any() or (ends > values.shape[1::-1]).any():
+        raise ValueError(f"masks must be inside the image of {values.shape[1::-1]} pixels.")
     shape = len(crops), values.shape[2]
     means, deviations = np.zeros(shape), np.zeros(shape)
     simple = {"bool": np.uint8, "float16": np.float32}  # what compiled code does not compute with

@@ -70,15 +70,19 @@ def test_channels_of_ordinary_images(suffix: str, tmp_path: Path) -> None:
     assert chosen.stretch is None  # 8 bits never change
     green = read_image(Image.open(path), InputOptions(channels=(1,))).pixels
     np.testing.assert_array_equal(green, rgb[..., 1:2].repeat(3, axis=-1))
-    with pytest.raises(ImageError, match="has 3 channels, numbered 0 to 2, but channel 3"):
+    with pytest.raises(
+        ImageError, match="has 3 channels, numbered 0 to 2, so there is no channel 3"
+    ):
         read_image(path, InputOptions(channels=(3,)))
 
 
 def test_channels_that_are_not_there() -> None:
     options = InputOptions(channels=(0, 1, 9))
-    with pytest.raises(ImageError, match=r"^The image array has 7 channels, .* but channel 9"):
+    with pytest.raises(
+        ImageError, match=r"^The image array has 7 channels, .* so there is no channel 9"
+    ):
         read_image(np.zeros((5, 6, 7), np.uint16), options)
-    with pytest.raises(ImageError, match="has only channel 0, but channel 1"):
+    with pytest.raises(ImageError, match="has only channel 0, so there is no channel 1"):
         read_image(np.zeros((5, 6), np.uint16), options)
     with pytest.raises(ImageError, match=r"got \(5, 6, 7\); choose channels"):
         read_image(np.zeros((5, 6, 7), np.uint16))
@@ -109,7 +113,7 @@ def test_frames_are_read_as_a_whole_and_in_regions(kind: str, tmp_path: Path) ->
             np.testing.assert_array_equal(image.read((9, 9, 33, 41)), expected[9:41, 9:33])
             assert picture.extent == image.extent == Extent()  # nothing is left out
             image.close()
-        with pytest.raises(ImageError, match=r"a\.tif has 6 frames, .* but frame 6"):
+        with pytest.raises(ImageError, match=r"a\.tif has 6 frames, .* so there is no frame 6"):
             whole.read(Frame(path, 6))
 
 
@@ -129,7 +133,9 @@ def test_frames_of_animations(suffix: str, tmp_path: Path) -> None:
             picture = reader.read(Frame(path, index))
             assert isinstance(picture, Picture)
             np.testing.assert_array_equal(picture.pixels, np.asarray(images[index]))
-        with pytest.raises(ImageError, match="has 3 frames, numbered 0 to 2, but frame 3"):
+        with pytest.raises(
+            ImageError, match="has 3 frames, numbered 0 to 2, so there is no frame 3"
+        ):
             reader.read(Frame(path, 3))
 
 

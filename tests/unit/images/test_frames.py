@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from stacks import STACK, C, T, Z, write_imagej, write_ome, write_ome_pyramid, write_virtual_imagej
 
+from meinst.data.channels import read_pixel_size
 from meinst.images.extent import Extent, tiff_extent
 from meinst.images.frames import Frame, FrameChoice, expand_frames
 from meinst.images.readers import UnsupportedImageError, open_tiff
@@ -92,14 +93,14 @@ def test_samples_of_a_pixel_are_channels(tmp_path: Path) -> None:
     tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", metadata=None)
     assert values.shape[-1] == 5
     np.testing.assert_array_equal(whole(path, None, (4, 0, 3)), values[..., [4, 0, 3]])
-    message = "has 5 channels, numbered 0 to 4, but channel 5 is asked for"
+    message = "has 5 channels, numbered 0 to 4, so there is no channel 5"
     with pytest.raises(UnsupportedImageError, match=message):
         TiffRegions(path, None, (5,))
 
 
 def test_a_frame_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = write_imagej(tmp_path / "a.tif", STACK, "TZCYX")
-    message = "has 6 frames, numbered 0 to 5, but frame 6 is asked for"
+    message = "has 6 frames, numbered 0 to 5, so there is no frame 6"
     with pytest.raises(UnsupportedImageError, match=message):
         TiffRegions(path, 6)
 
@@ -135,3 +136,56 @@ def test_frames_of_several_files(tmp_path: Path) -> None:
     assert list(expand_frames([single, missing], FrameChoice(0, None))) == [single, missing]
     assert str(expected[0]) == f"{stack}[1]"
     assert expected[0].stem == "stack_0001"
+
+
+def write_swapped_ome(path: Path) -> Path:
+    """OME-TIFF of two times whose planes are stored in the opposite order, each of 2 channels."""
+    planes = STACK[:, 0]  # (T, C, H, W)
+    places = [(1, 0), (1, 1), (0, 0), (0, 1)]
+    data = "".join(
+        f'<TiffData IFD="{n}" FirstT="{t}" FirstC="{c}" PlaneCount="1"/>'
+        for n, (t, c) in enumerate(places)
+    )
+    text = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" Type="uint16" DimensionOrder="XYCZT" '
+        'SizeX="64" SizeY="48" SizeC="2" SizeZ="1" SizeT="2">'
+        '<Channel ID="a"/><Channel ID="b"/>' + data + "</Pixels></Image></OME>"
+    )
+    with tifffile.TiffWriter(path) as file:
+        for n, (t, c) in enumerate(places):
+            file.write(
+                planes[t, c], description=text if n == 0 else None, metadata=None, contiguous=False
+            )
+    return path
+
+
+def test_the_first_frame_is_that_of_the_first_page(tmp_path: Path) -> None:
+    path = write_swapped_ome(tmp_path / "a.ome.tif")
+    assert tiff_extent(path) == Extent(2, 2)
+    for frame in range(2):
+        np.testing.assert_array_equal(whole(path, frame, (1,))[..., 0], STACK[frame, 0, 1])
+    for channels in ((), (0,)):  # what Pillow reads, too
+        np.testing.assert_array_equal(np.squeeze(whole(path, None, channels)), STACK[1, 0, 0])
+
+
+def test_each_series_has_its_own_pixel_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for side, values in ((0.5, STACK[0, 0, 0]), (0.1, STACK[0, 1, 0, :20, :30])):
+            sizes = {f"PhysicalSize{axis}": side for axis in "XY"}
+            file.write(values, metadata={"axes": "YX", **sizes})
+    assert tiff_extent(path) == Extent(2)
+    for frame, side in enumerate((0.5, 0.1)):
+        with closing(TiffRegions(path, frame)) as regions:
+            assert regions.pixel_size == side
+        assert read_pixel_size(Frame(path, frame)) == side
+    assert read_pixel_size(path) == 0.5
+
+
+def test_samples_of_few_bits_use_the_whole_range(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    image = Image.fromarray((STACK[0, 0, 0] >> 8).astype(np.uint8)).quantize(16)
+    levels = np.asarray(image)
+    tifffile.imwrite(path, levels, bitspersample=4, photometric="minisblack", metadata=None)
+    np.testing.assert_array_equal(whole(path, None, (0,))[..., 0], levels * 17)

@@ -43,7 +43,7 @@ def read_matlab(path: Path) -> dict[str, Any]:
 def _unpacked(content: bytes, order: str) -> Iterator[bytes]:
     """The parts of a file, with compressed elements replaced by what they contain."""
     yield content[:_HEADER]
-    limit = max(MAX_EXPANSION * len(content), SMALL_ARCHIVE)
+    limit = whole = max(MAX_EXPANSION * len(content), SMALL_ARCHIVE)
     place = _HEADER
     while place + 8 <= len(content):
         kind, length = struct.unpack_from(f"{order}II", content, place)
@@ -51,8 +51,9 @@ def _unpacked(content: bytes, order: str) -> Iterator[bytes]:
         if kind == _COMPRESSED:
             stream = zlib.decompressobj()
             plain = stream.decompress(content[place + 8 : end], limit)
-            if stream.unconsumed_tail:
-                raise ValueError(f"it unpacks to more than {limit >> 20} MB")
+            limit -= len(plain)
+            if stream.unconsumed_tail or limit <= 0:
+                raise ValueError(f"it unpacks to more than {whole >> 20} MB")
             yield plain
         else:
             yield content[place:end]

@@ -19,17 +19,17 @@ from typing_extensions import override
 from meinst.data.channels import read_pixel_size
 from meinst.detections import Detections
 from meinst.files import remove_leftovers, write_atomically
-from meinst.images.frames import PictureSource, file_of
+from meinst.images.frames import PictureSource
 from meinst.images.notes import NO_NOTES, ImageNotes
 from meinst.images.rgb import Pixels
-from meinst.images.sources import to_file
 from meinst.inference.journal import Journal, Row
 
 CHUNK = 1024
 """Detections whose masks are decoded at once, so that memory does not grow with their number."""
 
 _MOST_DECODED = 20_000  # masks that are kept decoded
-_TIFF_SUFFIXES = (".tif", ".tf8", ".btf", ".svs")  # of files that may state the size of a pixel
+# Of TIFF files, which may state the size of a pixel and have channels of their own.
+_TIFF_SUFFIXES = (".tif", ".tf8", ".btf", ".svs", ".ndpi", ".scn", ".bif", ".lsm", ".stk")
 _MARK = ".meinst-predictions"  # in folders that this package fills
 _LONGEST_NAME = 255  # bytes; the limit of common file systems
 
@@ -94,7 +94,7 @@ class PredictedImage:
         """Side of a pixel in micrometres; None if the file does not state it."""
         if not self.is_tiff:
             return None
-        return read_pixel_size(to_file(file_of(self.source)))
+        return read_pixel_size(self.source)
 
     def chunks(self) -> Iterator[tuple[int, Detections]]:
         """The detections in groups of at most ``CHUNK``, each with the index of its first."""

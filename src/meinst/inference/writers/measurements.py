@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from meinst.data.channels import ChannelRegions, grey_or_rgb, read_channels
-from meinst.data.images import ImageError, file_error, read_image
+from meinst.data.frames import PictureReader
+from meinst.data.images import ImageError, Picture, file_error
 from meinst.detections import Detections
 from meinst.images.frames import file_of
+from meinst.images.intensity import InputOptions
 from meinst.images.readers import UnsupportedImageError
 from meinst.images.sources import to_file
 from meinst.images.tiff_levels import DamagedRegionError
@@ -113,7 +115,10 @@ def _channel_values(image: PredictedImage) -> NDArray[Any]:
     # 8 bits, among them kinds of TIFF that only Pillow reads.
     if image.pixels.shape[:2] == image.detections.image_size:
         return grey_or_rgb(image.pixels)
-    return grey_or_rgb(read_image(to_file(file_of(image.source))).pixels)
+    with closing(PictureReader(InputOptions(), lambda *_: True)) as reader:
+        picture = reader.read(image.source)
+    assert isinstance(picture, Picture)
+    return grey_or_rgb(picture.pixels)
 
 
 def _of_values(values: NDArray[Any], crops: Crops, corners: NDArray[np.int64]) -> NDArray[Any]:
@@ -124,19 +129,28 @@ def _of_values(values: NDArray[Any], crops: Crops, corners: NDArray[np.int64]) -
 def _of_regions(regions: ChannelRegions, crops: Crops, corners: NDArray[np.int64]) -> NDArray[Any]:
     """As :func:`_of_values`, reading the surroundings of some objects after the other.
 
-    Objects that are too large or in damaged parts have no values.
+    Objects that are too large or damaged have no values.
     """
     sizes = np.array([crop.shape for crop in crops], np.int64).reshape(-1, 2)[:, ::-1]
     cells = corners // _CELL
     found = np.full((len(crops), regions.channels, 2), np.nan)
     measured = (sizes.prod(1) > 0) & (sizes.prod(1) <= _MOST_PIXELS)
-    for cell in np.unique(cells[measured], axis=0):
-        chosen = np.flatnonzero(measured & (cells == cell).all(1))
+    groups = [
+        np.flatnonzero(measured & (cells == cell).all(1))
+        for cell in np.unique(cells[measured], axis=0)
+    ]
+    while groups:
+        chosen = groups.pop()
         places, some = corners[chosen], [crops[n] for n in chosen.tolist()]
         (x1, y1), (x2, y2) = places.min(0).tolist(), (places + sizes[chosen]).max(0).tolist()
-        with suppress(DamagedRegionError):
+        if (x2 - x1) * (y2 - y1) > _MOST_PIXELS:
+            groups += np.split(chosen, len(chosen))
+            continue
+        try:
             values = regions.read((x1, y1, x2, y2))
             found[chosen] = _of_values(values, some, places - (x1, y1))
+        except DamagedRegionError:
+            groups += np.split(chosen, len(chosen)) if len(chosen) > 1 else []
     return found
 
 

@@ -249,3 +249,25 @@ def test_files_of_others_are_kept(kind: type[SpooledWriter], run: Run) -> None:
         path.write_bytes(content)
         with pytest.raises(FileExistsError, match=f"{kind.file_name} was not written by"):
             kind.check(run.output, unfinished=False)
+
+
+def test_objects_beside_damage_are_measured(run: Run, tmp_path: Path) -> None:
+    detections = drawn()
+    values = np.random.default_rng(5).integers(1, 60_000, detections.image_size).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, tile=(16, 16), compression=8, metadata=None)
+    with tifffile.TiffFile(path) as file, path.open("r+b") as damaged:
+        page = file.pages.first
+        damaged.seek(page.dataoffsets[0])  # of the tile at the top left
+        damaged.write(bytes(page.databytecounts[0]))
+    reduced = np.zeros((5, 5, 3), np.uint8)
+    write_all(CSVWriter(run), [predicted(detections, path, pixels=reduced, notes=STRETCH)])
+    _, rows = read_csv(run.output / "measurements.csv")
+    known = 0
+    for row, mask, box in zip(rows, detections.masks().numpy(), detections.boxes, strict=True):
+        if mask.any() and box[:2].min() >= 16:
+            assert float(row["mean_1"]) == pytest.approx(values[mask].mean())
+            known += 1
+        elif box[:2].max() < 15:
+            assert row["mean_1"] == ""
+    assert known > 2
