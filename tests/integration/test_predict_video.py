@@ -247,7 +247,7 @@ def test_chosen_formats(
     assert found == results
     assert max(entry["track_id"] for entry in results) > 0
     assert main([*arguments, "--save", "geojson"]) == 2
-    message = "--save: 'geojson' is no format of videos; choose from overlay, mot, coco, parquet"
+    message = "--save: the formats of videos are overlay, mot, coco, parquet; got 'geojson'"
     assert message in capsys.readouterr().err
     assert names(output) == ["clip.images.json", "clip.json", "clip.parquet"]
 

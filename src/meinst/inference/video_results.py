@@ -20,6 +20,7 @@ from meinst.detections import Detections
 from meinst.files import open_atomically
 from meinst.images.video import VideoFrame
 from meinst.inference.video_writer import VideoWriter
+from meinst.inference.writers.formats import choose_formats
 from meinst.options import printable
 from meinst.parquet import RowGroupWriter, import_pyarrow, make_batch, make_schema
 
@@ -53,15 +54,10 @@ def parse_video_formats(names: str | Sequence[str], option: str = "") -> tuple[s
         ValueError: if a name is not known or there is none, listing all names.
         ImportError: if a package is missing, with the remedy.
     """
-    given = names.split(",") if isinstance(names, str) else names
-    chosen = [name.strip() for name in given if name.strip()]
-    unknown = next((name for name in chosen if name not in VIDEO_FORMATS), None)
-    if unknown is not None or not chosen:
-        found = f"{unknown!r} is no format of videos" if unknown else "no format is given"
-        raise ValueError(f"{option}{found}; choose from {', '.join(VIDEO_FORMATS)}.")
+    chosen = choose_formats(names, tuple(VIDEO_FORMATS), f"{option}the formats of videos are")
     if "parquet" in chosen and find_spec("pyarrow") is None:
         import_pyarrow()
-    return tuple(name for name in VIDEO_FORMATS if name in chosen)
+    return chosen
 
 
 def video_files(source: str | Path, output: Path, formats: Sequence[str]) -> tuple[Path, ...]:

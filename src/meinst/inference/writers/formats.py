@@ -62,19 +62,37 @@ def parse_formats(names: str | Sequence[str], option: str = "") -> tuple[str, ..
         ValueError: if a name is not known or there is none, listing all names.
         ImportError: if a package is missing, with the remedy.
     """
-    given = names.split(",") if isinstance(names, str) else names
-    chosen = [name.strip() for name in given if name.strip()]
-    unknown = next((name for name in chosen if name not in FORMATS), None)
-    if unknown is not None or not chosen:
-        found = f"unknown format {unknown!r}" if unknown is not None else "no format is given"
-        raise ValueError(f"{option}{found}; the formats are {', '.join(FORMATS)}.")
+    chosen = choose_formats(names, tuple(FORMATS), f"{option}the formats are")
     for name in chosen:
         for package in FORMATS[name].packages:
             if find_spec(package) is None:
                 raise ImportError(
                     f"the format {name} needs the package {package}: pip install 'meinst[formats]'"
                 )
-    return tuple(name for name in FORMATS if name in chosen)
+    return chosen
+
+
+def choose_formats(names: str | Sequence[str], known: Sequence[str], rule: str) -> tuple[str, ...]:
+    """Check names of formats.
+
+    Args:
+        names: the names; a text is divided at commas.
+        known: all names.
+        rule: what the message says before them.
+
+    Returns:
+        The names without duplicates, in the order of ``known``.
+
+    Raises:
+        ValueError: if a name is not known or there is none, listing all names.
+    """
+    given = names.split(",") if isinstance(names, str) else names
+    chosen = [name.strip() for name in given if name.strip()]
+    unknown = next((name for name in chosen if name not in known), None)
+    if unknown is not None or not chosen:
+        found = f"got {unknown!r}" if unknown is not None else "none is given"
+        raise ValueError(f"{rule} {', '.join(known)}; {found}.")
+    return tuple(name for name in known if name in chosen)
 
 
 def check_output(formats: Sequence[str], output: Path, *, unfinished: bool) -> None:
