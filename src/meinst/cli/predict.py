@@ -42,7 +42,7 @@ class PredictArguments:
     them with pycocotools: COCO("images.json").loadRes("predictions.json"), unless there are no
     detections. Other formats are chosen with --save. Overlays that earlier runs wrote there are
     skipped. If a file has several frames or channels, only the first is used, unless --frames or
-    --channels says otherwise. Of slides and other large TIFF files, only the parts that are needed
+    --channels chooses others. For slides and other large TIFF files, only the parts that are needed
     are read, and the overlay is a reduced copy. A run that ended early (killed, full disk)
     continues with --resume and ends with the same files. The exit code is 1 if an image or a part
     of one could not be read, or if a folder or pattern contains pictures or videos of kinds that

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -34,9 +33,6 @@ from meinst.images.readers import (
 from meinst.images.rgb import Pixels
 from meinst.images.sources import ImageFile, ImageSource, to_file, to_source
 from meinst.images.tiff_frames import OpenTiff, no_frame
-
-if TYPE_CHECKING:
-    pass
 
 
 class PictureReader:

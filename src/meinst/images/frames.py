@@ -107,7 +107,7 @@ def expand_frames(sources: Iterable[ImageSource], choice: FrameChoice) -> Iterat
     for source in sources:
         try:
             count, positions = _frames_of(to_file(source))
-        except Exception:  # reading it will say what is wrong
+        except Exception:  # reading it reports what is wrong
             count, positions = 1, None
         chosen = choice.of(count)
         if count == 1 and 0 in chosen:

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
@@ -55,7 +54,7 @@ def parse_video_formats(names: str | Sequence[str], option: str = "") -> tuple[s
         ImportError: if a package is missing, with the remedy.
     """
     chosen = choose_formats(names, tuple(VIDEO_FORMATS), f"{option}the formats of videos are")
-    if "parquet" in chosen and find_spec("pyarrow") is None:
+    if "parquet" in chosen:
         import_pyarrow()
     return chosen
 
@@ -157,7 +156,7 @@ class VideoResults:
                     self._writers.append(_Overlay(own[0], run, stack))
                     continue
                 opened = [stack.enter_context(open_atomically(path)) for path in own]
-                self._writers.append(_WRITERS[name](opened, run, stack))
+                self._writers.append(_WRITERS[name](opened, run))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> VideoResults:
@@ -206,7 +205,7 @@ class _Overlay:
 class _MOT:
     """Tracks as text of the MOT Challenge."""
 
-    def __init__(self, files: Sequence[BinaryIO], run: VideoRun, stack: ExitStack) -> None:  # noqa: ARG002
+    def __init__(self, files: Sequence[BinaryIO], run: VideoRun) -> None:  # noqa: ARG002
         (self._file,) = files
 
     def write(self, found: PredictedFrame) -> None:
@@ -233,7 +232,7 @@ def _mot_lines(found: PredictedFrame) -> Iterator[str]:
 class _COCO:
     """COCO results with track ids, and the images with number and time of each frame."""
 
-    def __init__(self, files: Sequence[BinaryIO], run: VideoRun, stack: ExitStack) -> None:  # noqa: ARG002
+    def __init__(self, files: Sequence[BinaryIO], run: VideoRun) -> None:
         self._results, self._images = files
         self._class_names = run.class_names
         self._comma = ""
@@ -264,7 +263,7 @@ class _COCO:
 class _Parquet:
     """Compact detections with track ids."""
 
-    def __init__(self, files: Sequence[BinaryIO], run: VideoRun, stack: ExitStack) -> None:  # noqa: ARG002
+    def __init__(self, files: Sequence[BinaryIO], run: VideoRun) -> None:
         (self._file,) = files
         self._name = str(run.source)
         self._model = run.model
